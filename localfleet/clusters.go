@@ -1,0 +1,344 @@
+package localfleet
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/omnivision/omnivision/localfleet/argocd"
+	"github.com/omnivision/omnivision/localfleet/ca"
+	"github.com/omnivision/omnivision/localfleet/controlplane"
+	"github.com/omnivision/omnivision/localfleet/dns"
+	"github.com/omnivision/omnivision/localfleet/gpu"
+	"github.com/omnivision/omnivision/localfleet/kubeapi"
+	"github.com/omnivision/omnivision/localfleet/node"
+	"github.com/omnivision/omnivision/localfleet/topology"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// eachCluster does something to all clusters at the same time.
+func (f *Fleet) eachCluster(ctx context.Context, do func(context.Context, topology.Cluster) error) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, cluster := range f.Plan.Clusters {
+		group.Go(func() error {
+			if err := do(ctx, cluster); err != nil {
+				return fmt.Errorf("%s: %w", cluster.Name, err)
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+func (f *Fleet) controlPlanes(ctx context.Context, _ func(string)) error {
+	return f.eachCluster(ctx, func(ctx context.Context, c topology.Cluster) error {
+		plane, err := controlplane.Open(c, f.sup, f.program)
+		if err != nil {
+			return err
+		}
+		return plane.Start(ctx)
+	})
+}
+
+// edgeAuthority vouches for the production host names inside the fleet.
+func (f *Fleet) edgeAuthority() (*ca.Authority, error) {
+	forges, registries := f.hosts()
+	return ca.LoadOrCreate(f.path("edge", "ca"), append(forges, registries...)...)
+}
+
+func (f *Fleet) nodes(ctx context.Context, _ func(string)) error {
+	edge, err := f.edgeAuthority()
+	if err != nil {
+		return err
+	}
+	return f.eachCluster(ctx, func(ctx context.Context, c topology.Cluster) error {
+		for _, n := range c.Nodes {
+			config, err := f.nodeConfig(c, n, edge)
+			if err != nil {
+				return err
+			}
+			if err := node.Start(ctx, f.sup, config); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (f *Fleet) nodeConfig(c topology.Cluster, n topology.Node, edge *ca.Authority) (node.Config, error) {
+	plane, err := f.ControlPlane(c.Name)
+	if err != nil {
+		return node.Config{}, err
+	}
+	kubelet, err := plane.Kubeconfig("kubelet-"+n.Name, "system:node:"+n.Name, "system:nodes")
+	if err != nil {
+		return node.Config{}, err
+	}
+	proxy, err := plane.Kubeconfig("kube-proxy", "system:kube-proxy")
+	if err != nil {
+		return node.Config{}, err
+	}
+	cert, key, err := plane.ServerCertificate("kubelet-server-"+n.Name, ca.Request{
+		CommonName: "system:node:" + n.Name, Organizations: []string{"system:nodes"},
+		DNSNames: []string{n.Name}, IPs: []net.IP{n.Address},
+	})
+	if err != nil {
+		return node.Config{}, err
+	}
+	return node.Config{
+		Cluster: c, Node: n, Binary: f.program,
+		ClusterCA: plane.CA(), KubeletConfig: kubelet, ProxyConfig: proxy,
+		ServingCert: cert, ServingKey: key,
+		EdgeCA: edge.CertPEM(), RegistryAddress: topology.HubAddress,
+	}, nil
+}
+
+// KillNode ends a node as a power cut would.
+func (f *Fleet) KillNode(ctx context.Context, clusterName, nodeName string) error {
+	cluster, err := f.Plan.Cluster(clusterName)
+	if err != nil {
+		return err
+	}
+	for _, n := range cluster.Nodes {
+		if n.Name == nodeName {
+			return node.Kill(ctx, f.sup, cluster, n)
+		}
+	}
+	return fmt.Errorf("%s has no node %q", clusterName, nodeName)
+}
+
+// client applies objects to a cluster in the name of manager.
+func (f *Fleet) client(cluster, manager string) (*kubeapi.Client, error) {
+	plane, err := f.ControlPlane(cluster)
+	if err != nil {
+		return nil, err
+	}
+	config, err := plane.RESTConfig()
+	if err != nil {
+		return nil, err
+	}
+	return kubeapi.New(config, manager)
+}
+
+// addOns applies what a cloud puts into every cluster that it makes: DNS, and
+// the device plugin of its GPU nodes.
+func (f *Fleet) addOns(ctx context.Context, _ func(string)) error {
+	return f.eachCluster(ctx, func(ctx context.Context, c topology.Cluster) error {
+		objects, err := f.addOnObjects(c)
+		if err != nil {
+			return err
+		}
+		api, err := f.client(c.Name, "omnivision-cloud")
+		if err != nil {
+			return err
+		}
+		return api.Apply(ctx, time.Minute, objects...)
+	})
+}
+
+func (f *Fleet) addOnObjects(c topology.Cluster) ([]*unstructured.Unstructured, error) {
+	forges, registries := f.hosts()
+	objects, err := dns.Objects(dns.Options{
+		ServiceIP: c.DNSAddress.String(), Address: topology.HubAddress, Hosts: append(forges, registries...),
+	})
+	if err != nil {
+		return nil, err
+	}
+	var nodes []gpu.NodePaths
+	for _, n := range c.Nodes {
+		if n.GPUs == 0 {
+			continue
+		}
+		state := filepath.Join(n.Dir, "gpu")
+		if err := makeDirs(state); err != nil {
+			return nil, err
+		}
+		nodes = append(nodes, gpu.NodePaths{
+			Cluster: c.Name, Node: n.Name, GPUs: n.GPUs,
+			// The node's own mount namespace has the kubelet where it always is.
+			KubeletRoot: "/var/lib/kubelet", StateDir: state,
+		})
+	}
+	simulated, err := gpu.Objects(gpu.Image+":"+f.version.Tag, nodes)
+	if err != nil {
+		return nil, err
+	}
+	for _, object := range simulated {
+		converted, err := toUnstructured(object)
+		if err != nil {
+			return nil, err
+		}
+		objects = append(objects, converted)
+	}
+	return objects, nil
+}
+
+func toUnstructured(object client.Object) (*unstructured.Unstructured, error) {
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(object)
+	if err != nil {
+		return nil, fmt.Errorf("convert %s: %w", object.GetName(), err)
+	}
+	delete(content, "status")
+	return &unstructured.Unstructured{Object: content}, nil
+}
+
+// webhookSecret is what the forge signs its webhooks to a cluster with.
+func (f *Fleet) webhookSecret(cluster string) (string, error) {
+	path := f.path("clusters", cluster, "webhook-secret")
+	data, err := os.ReadFile(path)
+	if err == nil && len(data) > 0 {
+		return string(data), nil
+	}
+	secret := rand.Text()
+	return secret, os.WriteFile(path, []byte(secret), 0o600)
+}
+
+// installArgoCD applies each cluster's first Argo CD. From then on it keeps
+// itself as Git says.
+func (f *Fleet) installArgoCD(ctx context.Context, _ func(string)) error {
+	return f.eachCluster(ctx, func(ctx context.Context, c topology.Cluster) error {
+		bootstrap, err := f.bootstrap(ctx, c)
+		if err != nil {
+			return err
+		}
+		sync, err := f.client(c.Name, argocd.SyncManager)
+		if err != nil {
+			return err
+		}
+		if err := sync.Apply(ctx, 2*time.Minute, bootstrap.Installation...); err != nil {
+			return err
+		}
+		data, err := f.client(c.Name, argocd.DataManager)
+		if err != nil {
+			return err
+		}
+		return data.Apply(ctx, time.Minute, bootstrap.Data...)
+	})
+}
+
+// applyRoot applies the one manifest that is applied by hand in production.
+func (f *Fleet) applyRoot(ctx context.Context, _ func(string)) error {
+	return f.eachCluster(ctx, func(ctx context.Context, c topology.Cluster) error {
+		bootstrap, err := f.bootstrap(ctx, c)
+		if err != nil {
+			return err
+		}
+		api, err := f.client(c.Name, argocd.SyncManager)
+		if err != nil {
+			return err
+		}
+		return api.Apply(ctx, time.Minute, bootstrap.Root)
+	})
+}
+
+func (f *Fleet) bootstrap(ctx context.Context, c topology.Cluster) (argocd.Bootstrap, error) {
+	described, err := f.Tree.Cluster(c.Name)
+	if err != nil {
+		return argocd.Bootstrap{}, err
+	}
+	tree := os.DirFS(filepath.Join(f.Source, treeDir))
+	source, err := argocd.Source(tree, described)
+	if err != nil {
+		return argocd.Bootstrap{}, err
+	}
+	upstream, err := f.checkout(ctx, source)
+	if err != nil {
+		return argocd.Bootstrap{}, err
+	}
+	edge, err := f.edgeAuthority()
+	if err != nil {
+		return argocd.Bootstrap{}, err
+	}
+	secret, err := f.webhookSecret(c.Name)
+	if err != nil {
+		return argocd.Bootstrap{}, err
+	}
+	forges, registries := f.hosts()
+	return argocd.Render(tree, described, os.DirFS(upstream), argocd.Options{
+		CA: edge.CertPEM(), Hosts: append(forges, registries...), WebhookSecret: secret,
+	})
+}
+
+// webhooks tells the forge to report pushes to each cluster's Argo CD.
+func (f *Fleet) webhooks(ctx context.Context, _ func(string)) error {
+	for _, c := range f.Plan.Clusters {
+		secret, err := f.webhookSecret(c.Name)
+		if err != nil {
+			return err
+		}
+		hook := hubURL(webhookPort(c)) + "/api/webhook"
+		if err := f.forge.EnsureWebhook(ctx, f.gitopsRepository(), hook, secret); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// webhookPort is where the hub leads the forge's webhooks on to a cluster.
+func webhookPort(c topology.Cluster) int { return 9001 + c.Index }
+
+// writeJSON writes value as a file that is whole or not there.
+func writeJSON(path string, value any) error {
+	data, err := json.MarshalIndent(value, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	temporary := path + ".new"
+	if err := os.WriteFile(temporary, data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(temporary, path)
+}
+
+// GPUControlSocket is where a node's simulated GPUs are controlled.
+func (f *Fleet) GPUControlSocket(cluster, nodeName string) (string, error) {
+	c, err := f.Plan.Cluster(cluster)
+	if err != nil {
+		return "", err
+	}
+	for _, n := range c.Nodes {
+		if n.Name == nodeName && n.GPUs > 0 {
+			return gpu.NodePaths{StateDir: filepath.Join(n.Dir, "gpu")}.ControlSocket(), nil
+		}
+	}
+	return "", fmt.Errorf("%s has no node %q with GPUs", cluster, nodeName)
+}
+
+// Kubeconfig returns a kubeconfig with one context per cluster, for use on this
+// machine.
+func (f *Fleet) Kubeconfig() ([]byte, error) {
+	merged := clientcmdapi.NewConfig()
+	for _, cluster := range f.Plan.Clusters {
+		plane, err := f.ControlPlane(cluster.Name)
+		if err != nil {
+			return nil, err
+		}
+		data, err := plane.AdminKubeconfig()
+		if err != nil {
+			return nil, err
+		}
+		config, err := clientcmd.Load(data)
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(merged.Clusters, config.Clusters)
+		maps.Copy(merged.AuthInfos, config.AuthInfos)
+		maps.Copy(merged.Contexts, config.Contexts)
+	}
+	merged.CurrentContext = f.Plan.Clusters[0].Name
+	return clientcmd.Write(*merged)
+}

@@ -1,0 +1,285 @@
+package engine
+
+import (
+	"fmt"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Engine is one module of upstream programs that are built together, because
+// they share most of their packages.
+type Engine struct {
+	// Name is also the directory below engines/.
+	Name string
+	// Purpose is what the engine is for, in a few words, for people.
+	Purpose string
+	// Module is the one whose version is the engine's.
+	Module string
+	// Toolchain is the Go version that is demanded by name; empty means any
+	// that satisfies the go line of the module.
+	Toolchain string
+	Tags      []string
+	CGO       bool
+	// Stamps are the variables that the linker sets, so that each program
+	// tells its version truly (P4).
+	Stamps []Stamp
+	// Steps are the programs in the order in which they are needed: a step is
+	// one `go build`, and what it built survives a kill in a later step.
+	Steps [][]Program
+	// Assets are files of modules that are not programs, but that images made
+	// of the programs need.
+	Assets []Asset
+	// Extras names further build steps that the caller may register with the
+	// store (Store.Extras). An extra that is not registered is left out.
+	Extras []string
+	// Scratch is how much disk the build takes at most, its module and build
+	// caches included, when both are empty.
+	Scratch int64
+}
+
+// Program is one binary of an engine.
+type Program struct {
+	// Name is the file's name in the store.
+	Name string
+	// Package is the import path of the main package.
+	Package string
+}
+
+// Stamp sets one string variable at link time.
+type Stamp struct {
+	// Variable is package.name as the linker wants it.
+	Variable string
+	// Value makes the value of the versions in go.mod.
+	Value func(Versions) string
+}
+
+// Asset is a file of a module that is kept beside the programs.
+type Asset struct {
+	Module string
+	// Path is the file inside the module, and its place below share/ in the
+	// engine's directory.
+	Path string
+}
+
+// Versions are the module versions of a go.mod, replacements applied.
+type Versions map[string]string
+
+// Programs lists the names of all binaries of e.
+func (e Engine) Programs() []string {
+	var names []string
+	for _, step := range e.Steps {
+		for _, p := range step {
+			names = append(names, p.Name)
+		}
+	}
+	return names
+}
+
+// ldflags are the linker's flags: no symbol table and DWARF, which nobody
+// debugs here and which are a third of a binary, and the stamps.
+func (e Engine) ldflags(v Versions) string {
+	flags := []string{"-s", "-w"}
+	for _, s := range e.Stamps {
+		flags = append(flags, "-X", s.Variable+"="+s.Value(v))
+	}
+	return strings.Join(flags, " ")
+}
+
+// buildFlags are the arguments of `go build` and `go list` that decide what is
+// compiled.
+func (e Engine) buildFlags(v Versions) []string {
+	flags := []string{"-trimpath", "-buildvcs=false"}
+	if len(e.Tags) > 0 {
+		flags = append(flags, "-tags", strings.Join(e.Tags, ","))
+	}
+	return append(flags, "-ldflags", e.ldflags(v))
+}
+
+var majorSuffix = regexp.MustCompile(`^v[0-9]+$`)
+
+// defaultName is the file name that `go build -o DIR/` gives to a program.
+func (p Program) defaultName() string {
+	if base := path.Base(p.Package); !majorSuffix.MatchString(base) {
+		return base
+	}
+	return path.Base(path.Dir(p.Package))
+}
+
+// stamp of the version of a module, as it is written in go.mod (v1.2.3).
+func version(variable, module string) Stamp {
+	return Stamp{Variable: variable, Value: func(v Versions) string { return v[module] }}
+}
+
+// bare is version without the leading v.
+func bare(variable, module string) Stamp {
+	return Stamp{Variable: variable, Value: func(v Versions) string { return strings.TrimPrefix(v[module], "v") }}
+}
+
+// number is one numeric part (0 major, 1 minor) of the version of a module.
+func number(variable, module string, part int) Stamp {
+	return Stamp{Variable: variable, Value: func(v Versions) string {
+		parts := strings.SplitN(strings.TrimPrefix(v[module], "v"), ".", 3)
+		if part >= len(parts) {
+			return ""
+		}
+		return parts[part]
+	}}
+}
+
+func fixed(variable, value string) Stamp {
+	return Stamp{Variable: variable, Value: func(Versions) string { return value }}
+}
+
+const (
+	kubernetesModule = "k8s.io/kubernetes"
+	argocdModule     = "github.com/argoproj/argo-cd/v3"
+	rolloutsModule   = "github.com/argoproj/argo-rollouts"
+	helmModule       = "helm.sh/helm/v4"
+	corednsModule    = "github.com/coredns/coredns"
+	registryModule   = "github.com/distribution/distribution/v3"
+	traefikModule    = "github.com/traefik/traefik/v3"
+	giteaModule      = "code.gitea.io/gitea"
+	runnerModule     = "gitea.com/gitea/runner"
+)
+
+// GiteaWeb is the extra of the gitea engine that builds its web page.
+const GiteaWeb = "gitea-web"
+
+// Catalogue lists the engines, those that `up` needs first at the front.
+//
+// A commit is stamped by its tag: the module proxy serves tags, and naming a
+// hash that nothing checks would be a guess. Dates are left out, so that the
+// same input gives the same binary.
+func Catalogue() []Engine {
+	return []Engine{
+		{
+			Name:    "registry",
+			Purpose: "CNCF distribution, the fleet's image and chart registry",
+			Module:  registryModule,
+			Stamps: []Stamp{
+				version(registryModule+"/version.version", registryModule),
+				version(registryModule+"/version.revision", registryModule),
+			},
+			Steps:   [][]Program{{{"registry", registryModule + "/cmd/registry"}}},
+			Scratch: 3 << 30,
+		},
+		{
+			Name:      "kubernetes",
+			Purpose:   "Kubernetes and etcd, Argo CD, Argo Rollouts, Helm and kustomize, which share most of their packages",
+			Module:    kubernetesModule,
+			Toolchain: "go1.27.0",
+			Stamps: slices.Concat(
+				kubernetesStamps("k8s.io/component-base/version"),
+				kubernetesStamps("k8s.io/client-go/pkg/version"),
+				argoStamps(argocdModule+"/common", argocdModule),
+				argoStamps(rolloutsModule+"/utils/version", rolloutsModule),
+				[]Stamp{
+					version(argocdModule+"/common.kubectlVersion", kubernetesModule),
+					version(helmModule+"/internal/version.version", helmModule),
+					version(helmModule+"/internal/version.gitCommit", helmModule),
+					fixed(helmModule+"/internal/version.gitTreeState", "clean"),
+				},
+			),
+			Steps: [][]Program{
+				{
+					{"etcd", "go.etcd.io/etcd/server/v3"},
+					{"kube-apiserver", kubernetesModule + "/cmd/kube-apiserver"},
+				},
+				{
+					{"kube-controller-manager", kubernetesModule + "/cmd/kube-controller-manager"},
+					{"kube-scheduler", kubernetesModule + "/cmd/kube-scheduler"},
+					{"kubelet", kubernetesModule + "/cmd/kubelet"},
+					{"kube-proxy", kubernetesModule + "/cmd/kube-proxy"},
+					{"kubectl", kubernetesModule + "/cmd/kubectl"},
+				},
+				{
+					{"argocd", argocdModule + "/cmd"},
+					{"rollouts-controller", rolloutsModule + "/cmd/rollouts-controller"},
+					{"helm", helmModule + "/cmd/helm"},
+					{"kustomize", "sigs.k8s.io/kustomize/kustomize/v5"},
+				},
+			},
+			Assets: []Asset{
+				{argocdModule, "entrypoint.sh"},
+				{argocdModule, "hack/gpg-wrapper.sh"},
+				{argocdModule, "hack/git-verify-wrapper.sh"},
+			},
+			Scratch: 14 << 30,
+		},
+		{
+			Name:    "coredns",
+			Purpose: "CoreDNS with the plugins of a cluster's Corefile",
+			Module:  corednsModule,
+			Stamps:  []Stamp{version(corednsModule+"/coremain.GitCommit", corednsModule)},
+			Steps:   [][]Program{{{"coredns", "github.com/omnivision/omnivision/engines/coredns"}}},
+			Scratch: 4 << 30,
+		},
+		{
+			Name:    "gitea",
+			Purpose: "Gitea, the fleet's forge",
+			Module:  giteaModule,
+			Tags:    []string{"sqlite", "sqlite_unlock_notify"},
+			CGO:     true,
+			Stamps:  []Stamp{bare("main.Version", giteaModule)},
+			Steps:   [][]Program{{{"gitea", giteaModule}}},
+			Extras:  []string{GiteaWeb},
+			Scratch: 5 << 30,
+		},
+		{
+			Name:    "runner",
+			Purpose: "Gitea's Actions runner",
+			Module:  runnerModule,
+			Stamps:  []Stamp{version(runnerModule+"/internal/pkg/ver.version", runnerModule)},
+			Steps:   [][]Program{{{"runner", runnerModule}}},
+			Scratch: 2 << 30,
+		},
+		{
+			Name:    "traefik",
+			Purpose: "Traefik, ingress and traffic weights, the same on every cloud",
+			Module:  traefikModule,
+			Stamps: []Stamp{
+				bare(traefikModule+"/pkg/version.Version", traefikModule),
+				fixed(traefikModule+"/pkg/version.BuildDate", "not recorded"),
+			},
+			Steps:   [][]Program{{{"traefik", traefikModule + "/cmd/traefik"}}},
+			Scratch: 8 << 30,
+		},
+	}
+}
+
+// kubernetesStamps are what Kubernetes' own build sets in each of its two
+// version packages.
+func kubernetesStamps(pkg string) []Stamp {
+	return []Stamp{
+		version(pkg+".gitVersion", kubernetesModule),
+		number(pkg+".gitMajor", kubernetesModule, 0),
+		number(pkg+".gitMinor", kubernetesModule, 1),
+		version(pkg+".gitCommit", kubernetesModule),
+		fixed(pkg+".gitTreeState", "clean"),
+	}
+}
+
+// argoStamps are those of the Argo projects: only with a tag, a commit and a
+// clean tree do they report the tag, otherwise the version gets "+unknown".
+func argoStamps(pkg, module string) []Stamp {
+	return []Stamp{
+		bare(pkg+".version", module),
+		version(pkg+".gitTag", module),
+		version(pkg+".gitCommit", module),
+		fixed(pkg+".gitTreeState", "clean"),
+	}
+}
+
+// find returns the engine called name.
+func find(catalogue []Engine, name string) (Engine, error) {
+	var known []string
+	for _, e := range catalogue {
+		if e.Name == name {
+			return e, nil
+		}
+		known = append(known, e.Name)
+	}
+	return Engine{}, fmt.Errorf("no engine is called %q; there are %s", name, strings.Join(known, ", "))
+}

@@ -1,0 +1,107 @@
+package engine
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// checkout is this repository's own source.
+const checkout = "../.."
+
+func TestEveryEngineResolvesInThisCheckout(t *testing.T) {
+	s := &Store{Dir: t.TempDir(), Source: checkout}
+	builds, err := s.Resolve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var programs []string
+	for _, b := range builds {
+		if !directoryName.MatchString(b.DirName()) {
+			t.Errorf("%s: the directory name %s cannot be packed", b.Name, b.DirName())
+		}
+		for _, stamp := range b.Stamps {
+			if value := stamp.Value(b.Versions); value == "" || strings.ContainsAny(value, " \t'\"") && stamp.Variable == "" {
+				t.Errorf("%s: %s gets %q", b.Name, stamp.Variable, value)
+			}
+		}
+		for _, name := range b.Programs() {
+			if slices.Contains(programs, name) {
+				t.Errorf("%s: a second program called %s", b.Name, name)
+			}
+			programs = append(programs, name)
+		}
+		for _, step := range b.Steps {
+			var files []string
+			for _, p := range step {
+				if slices.Contains(files, p.defaultName()) {
+					t.Errorf("%s: one step makes %s twice", b.Name, p.defaultName())
+				}
+				files = append(files, p.defaultName())
+			}
+		}
+	}
+}
+
+// TestProgramsTellTheirVersion runs what is built on this machine (P4): a
+// program that says v0.0.0 makes every check of a version lie.
+func TestProgramsTellTheirVersion(t *testing.T) {
+	dir := os.Getenv("OMNIVISION_CACHE")
+	if dir == "" {
+		dir = "/var/cache/omnivision"
+	}
+	s := &Store{Dir: dir, Source: checkout}
+	for program, c := range map[string]struct {
+		args []string
+		want string
+	}{
+		"etcd":                    {[]string{"--version"}, `etcd Version: 3\.7\.\d+\n`},
+		"kube-apiserver":          {[]string{"--version"}, `^Kubernetes {kubernetes}\n$`},
+		"kube-controller-manager": {[]string{"--version"}, `^Kubernetes {kubernetes}\n$`},
+		"kube-scheduler":          {[]string{"--version"}, `^Kubernetes {kubernetes}\n$`},
+		"kubelet":                 {[]string{"--version"}, `^Kubernetes {kubernetes}\n$`},
+		"kube-proxy":              {[]string{"--version"}, `^Kubernetes {kubernetes}\n$`},
+		"kubectl":                 {[]string{"version", "--client"}, `Client Version: {kubernetes}\n`},
+		"argocd":                  {[]string{"version", "--client"}, `argocd: v3\.6\.1\n`},
+		"rollouts-controller":     {[]string{"--version"}, `v1\.10\.2\b`},
+		"helm":                    {[]string{"version", "--short"}, `^v4\.3\.1\b`},
+		"kustomize":               {[]string{"version"}, `^v5\.8\.1\n$`},
+		"registry":                {[]string{"--version"}, ` {registry}\n$`},
+		"coredns":                 {[]string{"-version"}, `CoreDNS-1\.15\.0\n.*{coredns}`},
+		"traefik":                 {[]string{"version"}, `Version: +3\.6\.12\n`},
+		"gitea":                   {[]string{"--version"}, `version 1\.26\.0 `},
+		"runner":                  {[]string{"--version"}, `{runner}`},
+	} {
+		t.Run(program, func(t *testing.T) {
+			path, err := s.Path(program)
+			if err != nil {
+				if os.Getenv("CI") == "" {
+					t.Skip(err)
+				}
+				t.Fatal(err)
+			}
+			want := c.want
+			builds, err := s.Resolve()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, b := range builds {
+				want = strings.ReplaceAll(want, "{"+b.Name+"}", regexp.QuoteMeta(b.Version))
+			}
+			cmd := exec.CommandContext(deadline(t), path, c.args...)
+			home := t.TempDir()
+			cmd.Dir, cmd.Env = home, []string{"HOME=" + home, "PATH=" + filepath.Dir(path)}
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			if !regexp.MustCompile(want).Match(out) {
+				t.Errorf("it says\n%s\nwant %s", out, want)
+			}
+		})
+	}
+}

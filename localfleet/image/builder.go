@@ -1,0 +1,571 @@
+package image
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+)
+
+// assembly is the version of the code that assembles. It is part of every key:
+// raise it when the same input gives another image.
+const assembly = "1"
+
+// Builder makes images, and keeps what it made.
+type Builder struct {
+	// Cache is the directory of the cache; images live in Cache/images.
+	Cache string
+	// Source is the checkout of this project.
+	Source string
+	// Binary returns the path of an engine's program.
+	Binary func(name string) (string, error)
+	// Asset returns the path of an engine's asset (engine.Store.Asset).
+	Asset func(engine, path string) (string, error)
+	// Version and Commit are stamped into the programs of this source; empty
+	// means what Git says of Source.
+	Version, Commit string
+	// Offline forbids asking upstream registries.
+	Offline bool
+	// Mirror serves Debian's archive; empty means DefaultMirror.
+	Mirror string
+	// Transport reaches upstream registries; nil means the default one.
+	Transport http.RoundTripper
+	// Report is told what takes a while; nil is allowed. It may be called from
+	// several goroutines.
+	Report func(what string)
+
+	packages sync.Mutex
+	programs sync.Mutex
+	probes   probes
+}
+
+// Image is an image with its story.
+type Image struct {
+	v1.Image
+	// Reference is the production reference.
+	Reference string
+	// Made says where it comes from.
+	Made string
+	// Substitute is empty when the image is upstream's own.
+	Substitute string
+	// Bytes is the size of its layers as they are stored.
+	Bytes int64
+}
+
+func (b *Builder) dir() string { return filepath.Join(b.Cache, "images") }
+
+func (b *Builder) report(format string, args ...any) {
+	if b.Report != nil {
+		b.Report(fmt.Sprintf(format, args...))
+	}
+}
+
+func (b *Builder) asset(engine, path string) (string, error) {
+	if b.Asset == nil {
+		return "", fmt.Errorf("the asset %s of engine %s is not available to this builder", path, engine)
+	}
+	return b.Asset(engine, path)
+}
+
+// Obtain returns the image of a production reference: upstream's own where its
+// registry can be reached, otherwise the one that Build assembles.
+func (b *Builder) Obtain(ctx context.Context, reference string) (*Image, error) {
+	img, err := b.Upstream(ctx, reference)
+	if err != nil || img != nil {
+		return img, err
+	}
+	return b.Build(ctx, reference)
+}
+
+// Build assembles the image of a production reference, unless the cache has one
+// of the same input.
+func (b *Builder) Build(ctx context.Context, reference string) (*Image, error) {
+	recipe, err := b.recipe(reference)
+	if err != nil {
+		return nil, err
+	}
+	img, err := b.assemble(ctx, recipe)
+	if err != nil {
+		return nil, fmt.Errorf("assembling %s: %w", reference, err)
+	}
+	return b.describe(img, reference, recipe.Made, recipe.Substitute)
+}
+
+func (b *Builder) recipe(reference string) (Recipe, error) {
+	ref, err := name.ParseReference(reference)
+	if err != nil {
+		return Recipe{}, fmt.Errorf("reading the image reference %q: %w", reference, err)
+	}
+	recipes, err := Catalogue(b.Source)
+	if err != nil {
+		return Recipe{}, err
+	}
+	var known []string
+	for _, r := range recipes {
+		if r.match(ref) {
+			return r, nil
+		}
+		known = append(known, r.Reference)
+	}
+	return Recipe{}, fmt.Errorf("no image can be made for %s, only for %s; a machine with internet access pulls it from upstream", reference, strings.Join(known, ", "))
+}
+
+func (b *Builder) describe(img v1.Image, reference, made, substitute string) (*Image, error) {
+	layers, err := img.Layers()
+	if err != nil {
+		return nil, err
+	}
+	out := &Image{Image: img, Reference: reference, Made: made, Substitute: substitute}
+	for _, l := range layers {
+		size, err := l.Size()
+		if err != nil {
+			return nil, err
+		}
+		out.Bytes += size
+	}
+	return out, nil
+}
+
+// assemble is the story of an image: its base, its own files, and whether that
+// was made before.
+func (b *Builder) assemble(ctx context.Context, r Recipe) (v1.Image, error) {
+	base, err := b.baseLayer(ctx, r.base)
+	if err != nil {
+		return nil, err
+	}
+	f := &filler{tree: tree{}, builder: b, engine: b.engineProgram, own: func(program string) (string, error) { return b.ownProgram(ctx, program) }}
+	if err := r.fill(f); err != nil {
+		return nil, err
+	}
+	key, err := imageKey(base, f.tree, r.config)
+	if err != nil {
+		return nil, err
+	}
+	if img, ok := b.cached(key); ok {
+		return img, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	top, err := b.writeLayer(f.tree)
+	if err != nil {
+		return nil, err
+	}
+	img, err := compose(r.config, r.Made, base, top)
+	if err != nil {
+		return nil, err
+	}
+	return img, b.remember(key, img)
+}
+
+func (b *Builder) engineProgram(binary string) (string, error) {
+	if b.Binary == nil {
+		return "", fmt.Errorf("the program %s is not available to this builder", binary)
+	}
+	return b.Binary(binary)
+}
+
+// imageKey hashes all input of an image.
+func imageKey(base *blobLayer, t tree, config v1.Config) (string, error) {
+	h := sha256.New()
+	settings, err := json.Marshal(struct {
+		Assembly, OS, Arch string
+		Config             v1.Config
+	}{assembly, runtime.GOOS, runtime.GOARCH, config})
+	if err != nil {
+		return "", err
+	}
+	h.Write(settings)
+	if base != nil {
+		fmt.Fprintln(h, base.digest)
+	}
+	t.identity(h)
+	return "image-" + hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// compose makes the manifest and the config.
+func compose(config v1.Config, made string, layers ...*blobLayer) (v1.Image, error) {
+	img := mutate.MediaType(empty.Image, types.OCIManifestSchema1)
+	img = mutate.ConfigMediaType(img, types.OCIConfigJSON)
+	for _, l := range layers {
+		if l == nil {
+			continue
+		}
+		var err error
+		img, err = mutate.Append(img, mutate.Addendum{Layer: l, History: v1.History{Created: v1.Time{Time: epoch}, CreatedBy: "omnivision", Comment: made}})
+		if err != nil {
+			return nil, err
+		}
+	}
+	file, err := img.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	file = file.DeepCopy()
+	file.Created = v1.Time{Time: epoch}
+	file.OS, file.Architecture = runtime.GOOS, runtime.GOARCH
+	file.Config = config
+	return mutate.ConfigFile(img, file)
+}
+
+// layout is where manifests, configs and layers are kept by digest; images that
+// share a layer share its file.
+func (b *Builder) layout() layout.Path { return layout.Path(filepath.Join(b.dir(), "oci")) }
+
+func (b *Builder) blobPath(h v1.Hash) string {
+	return filepath.Join(string(b.layout()), "blobs", h.Algorithm, h.Hex)
+}
+
+// cached returns the image that was made of the input with this key, if all of
+// it is still there.
+func (b *Builder) cached(key string) (v1.Image, bool) {
+	raw, err := os.ReadFile(b.keyPath(key))
+	if err != nil {
+		return nil, false
+	}
+	digest, err := v1.NewHash(strings.TrimSpace(string(raw)))
+	if err != nil {
+		return nil, false
+	}
+	img, err := b.layout().Image(digest)
+	if err != nil {
+		return nil, false
+	}
+	manifest, err := img.Manifest()
+	if err != nil {
+		return nil, false
+	}
+	for _, d := range append(manifest.Layers, manifest.Config) {
+		if info, err := os.Stat(b.blobPath(d.Digest)); err != nil || info.Size() != d.Size {
+			return nil, false
+		}
+	}
+	return img, true
+}
+
+func (b *Builder) keyPath(key string) string { return filepath.Join(b.dir(), "keys", key) }
+
+// remember stores an image, and last of all its key.
+func (b *Builder) remember(key string, img v1.Image) error {
+	if err := b.layout().WriteImage(img); err != nil {
+		return fmt.Errorf("storing the image: %w", err)
+	}
+	digest, err := img.Digest()
+	if err != nil {
+		return err
+	}
+	return writeFile(b.keyPath(key), []byte(digest.String()+"\n"))
+}
+
+// writeFile replaces a file in one step.
+func writeFile(path string, content []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err := errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return os.Rename(f.Name(), path)
+}
+
+// writeLayer writes a tree as a blob.
+func (b *Builder) writeLayer(t tree) (*blobLayer, error) {
+	dir := filepath.Join(string(b.layout()), "blobs", "sha256")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.CreateTemp(dir, ".tmp-*")
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(f.Name())
+	h := sha256.New()
+	err = t.write(io.MultiWriter(f, h))
+	if err := errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
+		return nil, err
+	}
+	digest := hashOf(h)
+	if err := os.Rename(f.Name(), b.blobPath(digest)); err != nil {
+		return nil, err
+	}
+	return b.openLayer(digest)
+}
+
+func (b *Builder) openLayer(digest v1.Hash) (*blobLayer, error) {
+	info, err := os.Stat(b.blobPath(digest))
+	if err != nil {
+		return nil, err
+	}
+	return &blobLayer{path: b.blobPath(digest), digest: digest, size: info.Size()}, nil
+}
+
+func hashOf(h hash.Hash) v1.Hash {
+	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(h.Sum(nil))}
+}
+
+// blobLayer is an uncompressed layer in a file: its content and its blob are
+// the same bytes.
+type blobLayer struct {
+	path   string
+	digest v1.Hash
+	size   int64
+}
+
+func (l *blobLayer) Digest() (v1.Hash, error)             { return l.digest, nil }
+func (l *blobLayer) DiffID() (v1.Hash, error)             { return l.digest, nil }
+func (l *blobLayer) Size() (int64, error)                 { return l.size, nil }
+func (l *blobLayer) MediaType() (types.MediaType, error)  { return types.OCIUncompressedLayer, nil }
+func (l *blobLayer) Compressed() (io.ReadCloser, error)   { return os.Open(l.path) }
+func (l *blobLayer) Uncompressed() (io.ReadCloser, error) { return os.Open(l.path) }
+
+// packageLayers are the layers of the package sets, as they are remembered.
+type packageLayers map[string]packageLayer
+
+type packageLayer struct {
+	Digest   v1.Hash  `json:"digest"`
+	Packages []string `json:"packages"`
+}
+
+// baseLayer returns the layer of a package set; nil for no set. All sets are
+// made when the first is asked for, and kept: an image that does not change
+// must not change because Debian did.
+func (b *Builder) baseLayer(ctx context.Context, set string) (*blobLayer, error) {
+	if set == "" {
+		return nil, nil
+	}
+	b.packages.Lock()
+	defer b.packages.Unlock()
+	if raw, err := os.ReadFile(b.packagesPath()); err == nil {
+		var layers packageLayers
+		if json.Unmarshal(raw, &layers) == nil {
+			if l, err := b.openLayer(layers[set].Digest); err == nil {
+				return l, nil
+			}
+		}
+	}
+	layers, err := b.makePackageLayers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.rememberPackages(layers); err != nil {
+		return nil, err
+	}
+	return b.openLayer(layers[set].Digest)
+}
+
+// packagesPath changes with the definition of the sets.
+func (b *Builder) packagesPath() string {
+	h := sha256.New()
+	// The encoder fails on no type that is in here.
+	_ = json.NewEncoder(h).Encode(struct {
+		Assembly, Arch, Suite string
+		Sets                  []packageSet
+	}{assembly, runtime.GOARCH, suite, packageSets})
+	return b.keyPath("debian-" + hashOf(h).Hex + ".json")
+}
+
+func (b *Builder) rememberPackages(layers packageLayers) error {
+	raw, err := json.MarshalIndent(layers, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(b.packagesPath(), append(raw, '\n'))
+}
+
+func (b *Builder) makePackageLayers(ctx context.Context) (packageLayers, error) {
+	for _, tool := range []string{"apt-get", "dpkg-deb"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			return nil, fmt.Errorf("unpacking Debian packages needs %s: %w; run on Debian, or on a machine that can pull the upstream images", tool, err)
+		}
+	}
+	if err := os.MkdirAll(b.dir(), 0o755); err != nil {
+		return nil, err
+	}
+	// The directory has a fixed name, so that a killed run's downloads are used.
+	dir := filepath.Join(b.dir(), "debian")
+	unlock, err := lock(ctx, dir+".lock")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	d := &debian{dir: dir, mirror: strings.TrimSuffix(cmp.Or(b.Mirror, DefaultMirror), "/"), report: func(what string) { b.report("%s", what) }}
+	layers, err := b.layersOf(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	return layers, os.RemoveAll(dir)
+}
+
+// layersOf turns each package set into a layer.
+func (b *Builder) layersOf(ctx context.Context, d *debian) (packageLayers, error) {
+	if err := d.prepare(ctx); err != nil {
+		return nil, err
+	}
+	plans := make([][]deb, len(packageSets))
+	var all []deb
+	for i, set := range packageSets {
+		var err error
+		if plans[i], err = d.plan(ctx, set); err != nil {
+			return nil, fmt.Errorf("packages of %s: %w", set.Name, err)
+		}
+		for _, p := range plans[i] {
+			if !slices.Contains(all, p) {
+				all = append(all, p)
+			}
+		}
+	}
+	if err := d.download(ctx, all); err != nil {
+		return nil, err
+	}
+	layers := packageLayers{}
+	for i, set := range packageSets {
+		d.report("unpacking the packages of " + set.Name)
+		t, err := d.unpack(ctx, set, plans[i])
+		if err != nil {
+			return nil, fmt.Errorf("packages of %s: %w", set.Name, err)
+		}
+		layer, err := b.writeLayer(t)
+		if err != nil {
+			return nil, fmt.Errorf("packages of %s: %w", set.Name, err)
+		}
+		made := packageLayer{Digest: layer.digest}
+		for _, p := range plans[i] {
+			made.Packages = append(made.Packages, p.name+"="+p.version)
+		}
+		layers[set.Name] = made
+	}
+	return layers, nil
+}
+
+// lock takes an exclusive lock on a file, for processes that make the same at
+// the same time. The kernel drops it when its holder dies.
+func lock(ctx context.Context, path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("locking %s: %w", path, err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("waiting for another process to release %s: %w", path, context.Cause(ctx))
+		case <-time.After(250 * time.Millisecond):
+		}
+	}
+}
+
+const versionPackage = "github.com/omnivision/omnivision/internal/version"
+
+// ownProgram builds a program of this source. Go's own cache makes it a matter
+// of a second when nothing changed, so nothing else decides whether to.
+func (b *Builder) ownProgram(ctx context.Context, program string) (string, error) {
+	b.programs.Lock()
+	defer b.programs.Unlock()
+	version, commit := b.stamp(ctx)
+	b.report("building cmd/%s", program)
+	dir := filepath.Join(b.dir(), "programs")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	scratch, err := os.MkdirTemp(dir, ".build-*")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(scratch)
+	built := filepath.Join(scratch, program)
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false",
+		"-ldflags", "-s -w -X "+versionPackage+".Version="+version+" -X "+versionPackage+".Commit="+commit+" -X main.version="+version,
+		"-o", built, "./cmd/"+program)
+	cmd.Dir = b.Source
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
+	if _, err := output(cmd, "building cmd/"+program); err != nil {
+		return "", err
+	}
+	return keep(built, filepath.Join(dir, program))
+}
+
+// keep moves a program into place under a name made of its content: the file
+// of an unchanged program keeps its time, by which images know it.
+func keep(built, prefix string) (string, error) {
+	f, err := os.Open(built)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	final := prefix + "-" + hex.EncodeToString(h.Sum(nil))[:12]
+	if _, err := os.Stat(final); err == nil {
+		return final, nil
+	}
+	old, err := filepath.Glob(prefix + "-????????????")
+	if err != nil {
+		return "", err
+	}
+	for _, path := range old {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+	}
+	return final, os.Rename(built, final)
+}
+
+// stamp is the version and commit of Source. A source without Git leaves them
+// empty, and the programs say so.
+func (b *Builder) stamp(ctx context.Context) (version, commit string) {
+	git := func(args ...string) string {
+		out, err := exec.CommandContext(ctx, "git", append([]string{"-C", b.Source}, args...)...).Output()
+		if err != nil {
+			return ""
+		}
+		return strings.TrimSpace(string(out))
+	}
+	if version = b.Version; version == "" {
+		version = strings.TrimPrefix(git("describe", "--tags", "--dirty"), "v")
+	}
+	if commit = b.Commit; commit == "" {
+		commit = git("rev-parse", "--verify", "HEAD")
+		if commit != "" && git("status", "--porcelain") != "" {
+			commit += "-dirty"
+		}
+	}
+	return version, commit
+}

@@ -1,0 +1,165 @@
+package localfleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/omnivision/omnivision/localfleet/engine"
+	"github.com/omnivision/omnivision/localfleet/gitea"
+	"github.com/omnivision/omnivision/localfleet/netns"
+	"github.com/omnivision/omnivision/localfleet/network"
+	"github.com/omnivision/omnivision/localfleet/preflight"
+	"github.com/omnivision/omnivision/localfleet/topology"
+	"golang.org/x/sys/unix"
+)
+
+// programs maps what the fleet runs of the machine's own to Debian's packages.
+var programs = map[string]string{
+	"containerd":              "containerd",
+	"containerd-shim-runc-v2": "containerd",
+	"runc":                    "runc",
+	"/usr/lib/cni/ptp":        "containernetworking-plugins",
+	"nft":                     "nftables",
+	"git":                     "git",
+	"gcc":                     "gcc",
+	"/usr/include/stdlib.h":   "libc6-dev",
+	"debootstrap":             "debootstrap",
+	"ip":                      "iproute2",
+}
+
+const (
+	stateBytes  = 6e9 // etcd, node file systems, unpacked images
+	enginesRoom = 9e9 // built engines and images
+	memoryBytes = 5e9 // two clusters and what is around them
+)
+
+// Checks are the questions to this machine that Up asks before it starts
+// anything. On a machine that already runs the fleet its ports are its own.
+func (f *Fleet) Checks() []preflight.Check {
+	checks := append([]preflight.Check{preflight.Root()}, preflight.Kernel(netns.OnThread)...)
+	checks = append(checks, preflight.Disk("state", f.StateDir, stateBytes))
+	if len(f.sup.Members()) == 0 {
+		checks = append(checks,
+			preflight.Disk("engines and images", f.CacheDir, enginesRoom),
+			preflight.Memory(memoryBytes),
+			preflight.Ports(f.Plan.Ports()))
+	}
+	return checks
+}
+
+// PackageChecks are the questions that only hold once packages are installed.
+func (f *Fleet) PackageChecks() []preflight.Check {
+	return []preflight.Check{
+		preflight.Packages(programs),
+		preflight.NFTables(func(probe func() error) error {
+			return netns.OnThread(func() error {
+				if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+					return err
+				}
+				return probe()
+			})
+		}),
+	}
+}
+
+func (f *Fleet) preflight(ctx context.Context, report func(string)) error {
+	report("asking the machine")
+	return preflight.Failed(preflight.Run(ctx, f.Checks()))
+}
+
+func (f *Fleet) packages(ctx context.Context, report func(string)) error {
+	if missing := preflight.MissingPackages(programs); len(missing) > 0 {
+		report(fmt.Sprintf("installing %d packages", len(missing)))
+		if err := preflight.Install(ctx, missing); err != nil {
+			return err
+		}
+	}
+	return preflight.Failed(preflight.Run(ctx, f.PackageChecks()))
+}
+
+// engineNames is what a running fleet needs; other commands build their own.
+var engineNames = []string{"kubernetes", "coredns", "registry", "gitea", "runner", "traefik"}
+
+func newStore(options Options) *engine.Store {
+	return &engine.Store{
+		Dir: options.CacheDir, Source: options.Source, KeepCaches: options.KeepBuildCaches,
+		Extras: EngineExtras(),
+	}
+}
+
+// EngineExtras are the steps of the engines' builds that are not Go programs.
+func EngineExtras() map[string]engine.ExtraStep {
+	return map[string]engine.ExtraStep{engine.GiteaWeb: giteaAssets}
+}
+
+// giteaAssets writes what Gitea's program looks for on disk. A machine that
+// cannot build the page gets a forge without one, which all of the fleet but a
+// person's browser can do with.
+func giteaAssets(ctx context.Context, in engine.ExtraInput) error {
+	source, err := in.ModuleDir(ctx, "code.gitea.io/gitea")
+	if err != nil {
+		return err
+	}
+	assets := gitea.Assets{Source: source, Dest: in.Dir, Report: in.Report}
+	return gitea.WriteAssets(ctx, assets)
+}
+
+func (f *Fleet) engines(ctx context.Context, report func(string)) error {
+	return f.Store.Ensure(ctx, engineNames, func(e engine.Event) { report(buildProgress(e)) })
+}
+
+func (f *Fleet) network(context.Context, func(string)) error {
+	return network.Ensure(f.Plan)
+}
+
+func removeNetwork() error { return network.Remove() }
+
+// users of the servers that must not be root. They need no name.
+const (
+	forgeUID    = 64101
+	runnerUID   = 64102
+	registryUID = 64103
+)
+
+func (f *Fleet) path(parts ...string) string {
+	return filepath.Join(append([]string{f.StateDir}, parts...)...)
+}
+
+// waitFor calls done until it returns nil, and says what it waited for when
+// the limit passes (P45).
+func waitFor(ctx context.Context, what string, limit time.Duration, done func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	tick := time.NewTicker(300 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := done(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			if errors.Is(context.Cause(ctx), context.Canceled) {
+				return ctx.Err()
+			}
+			return fmt.Errorf("waited %s for %s: %w", limit, what, err)
+		case <-tick.C:
+		}
+	}
+}
+
+func makeDirs(dirs ...string) error {
+	for _, dir := range dirs {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hubURL is how processes in the hub reach a port of it.
+func hubURL(port int) string { return fmt.Sprintf("http://%s:%d", topology.HubAddress, port) }

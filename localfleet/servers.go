@@ -1,0 +1,347 @@
+package localfleet
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/omnivision/omnivision/fleet"
+	"github.com/omnivision/omnivision/forge"
+	"github.com/omnivision/omnivision/localfleet/gitea"
+	"github.com/omnivision/omnivision/localfleet/gpu"
+	"github.com/omnivision/omnivision/localfleet/image"
+	"github.com/omnivision/omnivision/localfleet/mirror"
+	"github.com/omnivision/omnivision/localfleet/netns"
+	"github.com/omnivision/omnivision/localfleet/registry"
+	"github.com/omnivision/omnivision/localfleet/topology"
+	"golang.org/x/sync/errgroup"
+)
+
+// Addresses of the servers inside the hub's namespace.
+const (
+	forgeAddress    = "127.0.0.1:3000"
+	registryAddress = registry.DefaultAddress
+)
+
+// hubTransport reaches servers inside the hub.
+func hubTransport() *http.Transport {
+	return &http.Transport{DialContext: netns.Dialer(topology.HubNS), MaxIdleConnsPerHost: 8, IdleConnTimeout: 10 * time.Second}
+}
+
+func (f *Fleet) startRegistry(ctx context.Context, _ func(string)) error {
+	program, err := f.program("registry")
+	if err != nil {
+		return err
+	}
+	// What the registry stores outlives the fleet: the next Up finds every
+	// image there by its digest.
+	server := registry.Server{
+		Binary: program, Dir: filepath.Join(f.CacheDir, "registry"), NetNS: topology.HubNS,
+		UID: registryUID, GID: registryUID,
+	}
+	return server.Start(ctx, f.sup)
+}
+
+// openForge starts the forge unless it runs.
+func (f *Fleet) openForge(ctx context.Context) (*gitea.Server, error) {
+	program, err := f.program("gitea")
+	if err != nil {
+		return nil, err
+	}
+	assets, err := f.Store.Asset("gitea", "")
+	if err != nil {
+		return nil, err
+	}
+	return gitea.Start(ctx, gitea.Config{
+		Supervisor: f.sup, Program: program, Assets: assets, DataDir: f.path("forge"),
+		NetNS: topology.HubNS, Address: forgeAddress, UID: forgeUID, GID: forgeUID,
+	})
+}
+
+func (f *Fleet) startForge(ctx context.Context, report func(string)) error {
+	server, err := f.openForge(ctx)
+	if err != nil {
+		return err
+	}
+	report("accounts and organisations")
+	if err := server.EnsureAdmin(ctx); err != nil {
+		return err
+	}
+	for _, repo := range f.ownRepositories() {
+		if err := server.EnsureOrganisation(ctx, repo.Owner); err != nil {
+			return err
+		}
+		if err := server.EnsureRepository(ctx, repo, gitea.Work); err != nil {
+			return err
+		}
+	}
+	f.forge = server
+	return nil
+}
+
+// startRunner registers the runner that executes workflows.
+func (f *Fleet) startRunner(ctx context.Context, _ func(string)) error {
+	program, err := f.program("runner")
+	if err != nil {
+		return err
+	}
+	return f.forge.EnsureRunner(ctx, gitea.Runner{
+		Program: program, DataDir: f.path("runner"), NetNS: topology.HubNS, UID: runnerUID, GID: runnerUID,
+	})
+}
+
+// gitopsRepository and sourceRepository are the fleet's own repositories.
+func (f *Fleet) gitopsRepository() forge.Name { return repositoryOf(f.Tree.Repository) }
+
+func (f *Fleet) sourceRepository() forge.Name {
+	return forge.Name{Owner: f.gitopsRepository().Owner, Repository: "omnivision"}
+}
+
+func (f *Fleet) ownRepositories() []forge.Name {
+	return []forge.Name{f.sourceRepository(), f.gitopsRepository()}
+}
+
+// repositoryOf takes owner and name out of a clone URL that Load has checked.
+func repositoryOf(cloneURL string) forge.Name {
+	_, name, err := forge.ParseURL(cloneURL)
+	if err != nil {
+		return forge.Name{}
+	}
+	return name
+}
+
+// pushRepositories brings the working tree to the forge: the source, and the
+// GitOps tree with the images that were just built.
+func (f *Fleet) pushRepositories(ctx context.Context, report func(string)) error {
+	report("GitOps tree")
+	gitops := f.gitopsRepository()
+	// The release is written into a copy: the checkout is the user's.
+	copied, err := f.releasedTree()
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(copied) //nolint:errcheck // a temporary folder
+	if _, err := f.forge.PushTree(ctx, gitops, copied, f.Tree.Branch, "Bring the working tree, with the images built from it"); err != nil {
+		return err
+	}
+	report("source")
+	if _, err := f.forge.PushTree(ctx, f.sourceRepository(), f.Source, "main", "Bring the working tree"); err != nil {
+		return err
+	}
+	for _, repo := range f.ownRepositories() {
+		if err := f.forge.ProtectMain(ctx, repo); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// releasedTree copies the GitOps tree and writes tag and digest of each app's
+// image for each cluster, as a release does. It stands in for the conveyor.
+func (f *Fleet) releasedTree() (string, error) {
+	dir, err := os.MkdirTemp("", "omnivision-gitops-")
+	if err != nil {
+		return "", err
+	}
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join(f.Source, treeDir))); err != nil {
+		return dir, fmt.Errorf("copy the GitOps tree: %w", err)
+	}
+	for _, app := range f.Tree.Apps {
+		release := f.releases[app.Repository]
+		for _, cluster := range f.Tree.Clusters {
+			path := filepath.Join(dir, app.ReleaseFile(cluster.Name))
+			before, err := os.ReadFile(path)
+			if err != nil {
+				return dir, err
+			}
+			after, err := fleet.SetRelease(before, app, release)
+			if err != nil {
+				return dir, fmt.Errorf("write the release of %s: %w", app.Name, err)
+			}
+			if err := os.WriteFile(path, after, 0o644); err != nil {
+				return dir, err
+			}
+		}
+	}
+	return dir, nil
+}
+
+// pushMirrors brings the upstream repositories that the tree names to the forge.
+func (f *Fleet) pushMirrors(ctx context.Context, report func(string)) error {
+	tree := os.DirFS(filepath.Join(f.Source, treeDir))
+	repos, err := mirror.Repositories(tree)
+	if err != nil {
+		return err
+	}
+	maker := mirror.New(os.TempDir(), f.Offline)
+	for _, repo := range repos {
+		report(repo.Name())
+		result, err := maker.Build(ctx, repo, f.mirrorDir())
+		if err != nil {
+			return err
+		}
+		if result.Substitute {
+			f.substitute("repository "+repo.URL, result.Origin)
+		}
+		target := repositoryOf(repo.URL)
+		if err := f.forge.EnsureOrganisation(ctx, target.Owner); err != nil {
+			return err
+		}
+		if err := f.forge.EnsureRepository(ctx, target, gitea.Mirror); err != nil {
+			return err
+		}
+		if err := f.forge.PushRepository(ctx, result.Dir, target); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *Fleet) mirrorDir() string { return filepath.Join(f.CacheDir, "mirrors") }
+
+// checkout unpacks a mirrored repository at a tag and returns its folder.
+func (f *Fleet) checkout(ctx context.Context, source fleet.Source) (string, error) {
+	bare := filepath.Join(f.mirrorDir(), mirror.Repo{URL: source.RepoURL}.Name()+".git")
+	dir := f.path("upstream", filepath.Base(bare)+"@"+source.TargetRevision)
+	if err := makeDirs(dir); err != nil {
+		return "", err
+	}
+	cmd := exec.CommandContext(ctx, "git", "--git-dir", bare, "--work-tree", dir, "checkout", "--quiet", "--force", source.TargetRevision, "--", ".")
+	cmd.Env = append(os.Environ(), "GIT_INDEX_FILE="+dir+".index")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("check out %s at %s: %w: %s", source.RepoURL, source.TargetRevision, err, strings.TrimSpace(string(out)))
+	}
+	return dir, nil
+}
+
+// imageReferences lists every image that the clusters run, by its production
+// reference.
+func (f *Fleet) imageReferences(tag string) ([]string, error) {
+	recipes, err := image.Catalogue(f.Source)
+	if err != nil {
+		return nil, err
+	}
+	var references []string
+	for _, recipe := range recipes {
+		if ref, err := name.ParseReference(recipe.Reference); err == nil && strings.HasSuffix(recipe.Reference, ":"+ref.Identifier()) {
+			references = append(references, recipe.Reference)
+		}
+	}
+	references = append(references, gpu.Image+":"+tag)
+	for _, cluster := range f.Tree.Clusters {
+		for _, app := range f.Tree.Apps {
+			references = append(references, cluster.ImageRegistry+"/"+app.Repository+":"+tag)
+		}
+	}
+	return references, nil
+}
+
+// images makes every image, pulled where upstream can be reached, assembled
+// where not.
+func (f *Fleet) images(ctx context.Context, report func(string)) error {
+	builder := &image.Builder{
+		Cache: f.CacheDir, Source: f.Source, Binary: f.program, Asset: f.Store.Asset, Offline: f.Offline,
+		Version: f.version.Tag, Commit: f.version.Commit, Report: report,
+	}
+	tag := f.version.Tag
+	references, err := f.imageReferences(tag)
+	if err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(2)
+	for _, reference := range references {
+		group.Go(func() error {
+			made, err := builder.Obtain(ctx, reference)
+			if err != nil {
+				return err
+			}
+			report(reference)
+			mu.Lock()
+			defer mu.Unlock()
+			f.made = append(f.made, made)
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	slices.SortFunc(f.made, func(a, b *image.Image) int { return strings.Compare(a.Reference, b.Reference) })
+	return f.recordReleases(tag)
+}
+
+// recordReleases notes the digest of each app's image, which is the same in
+// every registry.
+func (f *Fleet) recordReleases(tag string) error {
+	f.releases = map[string]fleet.Release{}
+	for _, made := range f.made {
+		if made.Substitute != "" {
+			f.substitute("image "+made.Reference, made.Substitute)
+		}
+		digest, err := made.Digest()
+		if err != nil {
+			return fmt.Errorf("digest of %s: %w", made.Reference, err)
+		}
+		for _, app := range f.Tree.Apps {
+			if strings.HasSuffix(made.Reference, "/"+app.Repository+":"+tag) {
+				f.releases[app.Repository] = fleet.Release{Tag: tag, Digest: digest.String()}
+			}
+		}
+	}
+	return nil
+}
+
+// pushImages brings the images to the registry under their production names.
+func (f *Fleet) pushImages(ctx context.Context, report func(string)) error {
+	transport := hubTransport()
+	defer transport.CloseIdleConnections()
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(3)
+	for _, made := range f.made {
+		group.Go(func() error {
+			pushed, err := image.Push(ctx, made.Image, made.Reference, "http://"+registryAddress, transport)
+			if err == nil && !pushed.Skipped {
+				report(made.Reference)
+			}
+			return err
+		})
+	}
+	return group.Wait()
+}
+
+// hosts lists the production host names that the fleet answers for.
+func (f *Fleet) hosts() (forges, registries []string) {
+	seen := map[string]bool{}
+	add := func(list *[]string, host string) {
+		if host != "" && !seen[host] {
+			seen[host] = true
+			*list = append(*list, host)
+		}
+	}
+	if u, err := url.Parse(f.Tree.Repository); err == nil {
+		add(&forges, u.Hostname())
+	}
+	add(&registries, hostOf(f.Tree.Chart.Registry))
+	for _, host := range []string{"ghcr.io", "quay.io", "docker.io", "registry-1.docker.io", "public.ecr.aws", "registry.k8s.io"} {
+		add(&registries, host)
+	}
+	for _, cluster := range f.Tree.Clusters {
+		add(&registries, hostOf(cluster.ImageRegistry))
+	}
+	return forges, registries
+}
+
+func hostOf(reference string) string {
+	host, _, _ := strings.Cut(reference, "/")
+	return host
+}

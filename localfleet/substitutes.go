@@ -1,0 +1,59 @@
+package localfleet
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"sort"
+	"sync"
+)
+
+// Substitute is something that stands in for a part of production.
+type Substitute struct {
+	For  string `json:"for"`  // what it stands in for
+	What string `json:"what"` // what it is, and how it differs
+}
+
+// substitutes collects what the steps of Up put in place of something.
+type substitutes struct {
+	mu   sync.Mutex
+	list []Substitute
+}
+
+func (f *Fleet) substitute(forWhat, what string) {
+	f.substitutes.mu.Lock()
+	defer f.substitutes.mu.Unlock()
+	f.substitutes.list = append(f.substitutes.list, Substitute{forWhat, what})
+}
+
+// always are the substitutes of every local fleet.
+var always = []Substitute{
+	{"github.com", "a Gitea with the fleet's repositories and upstream's at their tags"},
+	{"container registries", "one CNCF registry behind the production names, under the fleet's own certificate authority"},
+	{"GPUs", "simulated devices behind a real device plugin, with DCGM-shaped metrics and Xids on demand"},
+	{"cloud load balancers", "a controller that gives Services of type LoadBalancer a node's address"},
+	{"EKS and GKE", "Kubernetes from its Go modules, with the clouds' labels, zones and taints on the nodes"},
+	{"NetworkPolicy enforcement", "none: the kernel here lacks what enforcement needs; the rendered policies are proven by tests"},
+	{"the conveyor", "up builds the images of worker and ui and writes their digests into the GitOps tree"},
+}
+
+func (f *Fleet) saveSubstitutes() error {
+	list := append(append([]Substitute{}, always...), f.substitutes.list...)
+	sort.SliceStable(list[len(always):], func(i, j int) bool {
+		return list[len(always)+i].For < list[len(always)+j].For
+	})
+	return writeJSON(f.path("substitutes.json"), list)
+}
+
+// Substitutes lists what stands in for something of production.
+func (f *Fleet) Substitutes() ([]Substitute, error) {
+	data, err := os.ReadFile(f.path("substitutes.json"))
+	if err != nil {
+		return nil, fmt.Errorf("read the list of substitutes: %w", err)
+	}
+	var list []Substitute
+	if err := json.Unmarshal(data, &list); err != nil {
+		return nil, fmt.Errorf("read the list of substitutes: %w", err)
+	}
+	return list, nil
+}

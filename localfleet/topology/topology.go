@@ -1,0 +1,191 @@
+// Package topology decides the names, addresses, folders and ports of a local
+// fleet. It only computes: the same clusters always get the same plan.
+//
+// Every cluster is a network segment of its own, a bridge in the hub's
+// namespace. The hub forwards nothing, so clusters reach the hub's address
+// and not each other, as if an ocean lay between them.
+package topology
+
+import (
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+)
+
+// Names and addresses of the hub, where the servers around the clusters run.
+const (
+	HubNS      = "ov-hub"
+	HubAddress = "10.111.0.1"
+	Prefix     = "ov-"        // of every namespace's name
+	Cgroup     = "omnivision" // control group of every process
+
+	// GPUSubstituteLabel marks the nodes whose GPUs are simulated.
+	GPUSubstituteLabel = "omnivision.dev/gpu-substitute"
+
+	// maxClusters is what the address plan has room for.
+	maxClusters = 16
+)
+
+// ClusterSpec is what the fleet's description says of a cluster.
+type ClusterSpec struct {
+	Name   string // such as cluster-aws
+	Cloud  string // aws or gcp
+	Region string // such as us-west-2
+}
+
+// Plan is a whole fleet on this machine.
+type Plan struct {
+	StateDir string
+	PortBase int
+	Clusters []Cluster
+}
+
+// Cluster is one cluster's place on this machine.
+type Cluster struct {
+	ClusterSpec
+	Index       int
+	Dir         string // of its state
+	Bridge      string // in the hub's namespace
+	Gateway     net.IP // the hub's address on the segment
+	GatewayCIDR string
+	NetNS       string // of the control plane
+	Port        string // device of the control plane's cable at the bridge
+	Address     net.IP // of the API server
+	CIDR        string // the same with the segment's mask
+	ServiceCIDR string
+	ServiceIP   net.IP // of the Service kubernetes
+	DNSAddress  net.IP // of the Service kube-dns
+	Nodes       []Node
+
+	APIPort  int // on loopback of the machine
+	UIPort   int
+	ArgoPort int
+}
+
+// Node is one node of a cluster.
+type Node struct {
+	Name    string
+	Dir     string
+	NetNS   string
+	Port    string // device of its cable at the bridge
+	Address net.IP
+	CIDR    string
+	PodCIDR string
+	Cgroup  string // the kubelet's root, below /sys/fs/cgroup/HIERARCHY
+	GPUs    int
+	Labels  map[string]string
+	Taint   string // as the kubelet takes it; "" for none
+}
+
+// New plans a fleet of the given clusters whose state is in dir and whose
+// loopback ports begin at portBase: the forge takes the first, then each
+// cluster three.
+func New(dir string, portBase int, specs []ClusterSpec) (*Plan, error) {
+	if len(specs) == 0 {
+		return nil, fmt.Errorf("the fleet names no cluster")
+	}
+	if len(specs) > maxClusters {
+		return nil, fmt.Errorf("a local fleet has room for %d clusters, fleet.yaml names %d: choose some with --cluster", maxClusters, len(specs))
+	}
+	plan := &Plan{StateDir: dir, PortBase: portBase}
+	for i, spec := range specs {
+		cluster, err := newCluster(dir, portBase, i, spec)
+		if err != nil {
+			return nil, err
+		}
+		plan.Clusters = append(plan.Clusters, cluster)
+	}
+	return plan, nil
+}
+
+// ForgePort is where the forge answers on loopback.
+func (p *Plan) ForgePort() int { return p.PortBase }
+
+// Cluster returns the cluster called name.
+func (p *Plan) Cluster(name string) (Cluster, error) {
+	var names []string
+	for _, c := range p.Clusters {
+		if c.Name == name {
+			return c, nil
+		}
+		names = append(names, c.Name)
+	}
+	return Cluster{}, fmt.Errorf("no cluster is called %q: the fleet has %s", name, strings.Join(names, ", "))
+}
+
+// Ports lists the loopback ports that the fleet listens on.
+func (p *Plan) Ports() []int {
+	ports := []int{p.ForgePort()}
+	for _, c := range p.Clusters {
+		ports = append(ports, c.APIPort, c.UIPort, c.ArgoPort)
+	}
+	return ports
+}
+
+func newCluster(dir string, portBase, i int, spec ClusterSpec) (Cluster, error) {
+	shapes, err := nodeShapes(spec)
+	if err != nil {
+		return Cluster{}, err
+	}
+	segment := i + 1
+	c := Cluster{
+		ClusterSpec: spec,
+		Index:       i,
+		Dir:         filepath.Join(dir, "clusters", spec.Name),
+		Bridge:      fmt.Sprintf("ovbr%d", i),
+		Gateway:     net.IPv4(10, 111, byte(segment), 1),
+		NetNS:       Prefix + spec.Name,
+		Port:        fmt.Sprintf("ov%dcp", i),
+		Address:     net.IPv4(10, 111, byte(segment), 2),
+		ServiceCIDR: "10.96.0.0/16",
+		ServiceIP:   net.IPv4(10, 96, 0, 1),
+		DNSAddress:  net.IPv4(10, 96, 0, 10),
+		APIPort:     portBase + 10*segment,
+		UIPort:      portBase + 10*segment + 1,
+		ArgoPort:    portBase + 10*segment + 2,
+	}
+	c.GatewayCIDR = c.Gateway.String() + "/24"
+	c.CIDR = c.Address.String() + "/24"
+	for n, shape := range shapes {
+		node := shape
+		node.Dir = filepath.Join(c.Dir, "nodes", node.Name)
+		node.NetNS = c.NetNS + "-" + node.Name
+		node.Port = fmt.Sprintf("ov%dn%d", i, n)
+		node.Address = net.IPv4(10, 111, byte(segment), byte(11+n))
+		node.CIDR = node.Address.String() + "/24"
+		node.PodCIDR = fmt.Sprintf("10.%d.%d.0/24", 120+segment, n+1)
+		node.Cgroup = filepath.Join("/", Cgroup, spec.Name, node.Name)
+		c.Nodes = append(c.Nodes, node)
+	}
+	return c, nil
+}
+
+// nodeShapes gives a cluster one GPU node and one CPU node with the labels and
+// taints that the cloud's own node groups have, each in a zone of its own.
+func nodeShapes(spec ClusterSpec) ([]Node, error) {
+	gpu := Node{Name: "gpu-0", GPUs: 2, Taint: "nvidia.com/gpu=present:NoSchedule"}
+	cpu := Node{Name: "cpu-0"}
+	switch spec.Cloud {
+	case "aws":
+		gpu.Labels = labels(spec.Region, spec.Region+"a", "g4dn.2xlarge", "eks.amazonaws.com/nodegroup", "gpu-workers")
+		cpu.Labels = labels(spec.Region, spec.Region+"b", "m7i.xlarge", "eks.amazonaws.com/nodegroup", "general")
+	case "gcp":
+		gpu.Labels = labels(spec.Region, spec.Region+"-b", "n1-standard-8", "cloud.google.com/gke-nodepool", "gpu-workers")
+		gpu.Labels["cloud.google.com/gke-accelerator"] = "nvidia-tesla-t4"
+		cpu.Labels = labels(spec.Region, spec.Region+"-c", "e2-standard-4", "cloud.google.com/gke-nodepool", "general")
+	default:
+		return nil, fmt.Errorf("cluster %s: no nodes are known for the cloud %q: use aws or gcp", spec.Name, spec.Cloud)
+	}
+	gpu.Labels[GPUSubstituteLabel] = "true"
+	return []Node{gpu, cpu}, nil
+}
+
+func labels(region, zone, instance, poolKey, pool string) map[string]string {
+	return map[string]string{
+		"topology.kubernetes.io/region":    region,
+		"topology.kubernetes.io/zone":      zone,
+		"node.kubernetes.io/instance-type": instance,
+		poolKey:                            pool,
+	}
+}

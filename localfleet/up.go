@@ -1,0 +1,62 @@
+package localfleet
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/omnivision/omnivision/localfleet/engine"
+	"github.com/omnivision/omnivision/localfleet/story"
+)
+
+// Steps is the story of Up: every step, and what it comes after.
+func (f *Fleet) Steps() []story.Step {
+	return []story.Step{
+		{Name: "preflight", Run: f.preflight},
+		{Name: "packages", After: []string{"preflight"}, Run: f.packages},
+		{Name: "engines", After: []string{"packages"}, Run: f.engines},
+		{Name: "network", After: []string{"packages"}, Run: f.network},
+
+		{Name: "control planes", After: []string{"engines", "network"}, Run: f.controlPlanes},
+		{Name: "registry", After: []string{"engines", "network"}, Run: f.startRegistry},
+		{Name: "forge", After: []string{"engines", "network"}, Run: f.startForge},
+		{Name: "edge", After: []string{"control planes", "registry", "forge"}, Run: f.startEdge},
+		{Name: "images", After: []string{"engines"}, Run: f.images},
+
+		{Name: "upstream repositories", After: []string{"forge"}, Run: f.pushMirrors},
+		{Name: "publish images", After: []string{"images", "registry"}, Run: f.pushImages},
+		{Name: "publish chart", After: []string{"registry"}, Run: f.pushChart},
+		{Name: "repositories", After: []string{"forge", "images"}, Run: f.pushRepositories},
+		{Name: "runner", After: []string{"forge"}, Run: f.startRunner},
+
+		{Name: "nodes", After: []string{"control planes", "edge", "publish images"}, Run: f.nodes},
+		{Name: "cloud add-ons", After: []string{"control planes", "images"}, Run: f.addOns},
+		{Name: "Argo CD", After: []string{"control planes", "upstream repositories"}, Run: f.installArgoCD},
+		{Name: "webhooks", After: []string{"repositories", "edge", "Argo CD"}, Run: f.webhooks},
+		{Name: "root Applications", After: []string{"Argo CD", "repositories", "publish chart"}, Run: f.applyRoot},
+		{Name: "Synced and Healthy", After: []string{"root Applications", "nodes", "webhooks", "cloud add-ons"}, Run: f.waitHealthy},
+	}
+}
+
+// Up brings the fleet up. It may be called again after any end of an earlier
+// one: what runs as it should is kept.
+func (f *Fleet) Up(ctx context.Context, watcher story.Watcher) ([]story.Timing, error) {
+	timings, err := story.Run(ctx, f.Steps(), watcher)
+	if err != nil {
+		return timings, err
+	}
+	return timings, f.saveSubstitutes()
+}
+
+// buildProgress tells of a build in one line.
+func buildProgress(e engine.Event) string {
+	line := fmt.Sprintf("%s %s: %s", e.Engine, e.Version, e.Phase)
+	if e.Phase == engine.Compiling && e.Total > 0 {
+		line += fmt.Sprintf(" %d of %d packages", e.Done, e.Total)
+	} else if e.Item != "" {
+		line += " " + e.Item
+	}
+	if e.Last > 0 && e.Phase != engine.Cached && e.Phase != engine.Built {
+		line += fmt.Sprintf(" (%s so far, %s last time)", e.Elapsed.Round(1e9), e.Last.Round(1e9))
+	}
+	return line
+}
