@@ -60,7 +60,7 @@ func TestHealthCheckQueries(t *testing.T) {
 		},
 		"an error of the canary": {
 			[]series{worker(canary, "31", "0x27 1x3"), holds(canary, "a", quiet), counts(canary, "a", "31", "0x27 1x3")},
-			map[string]float64{"worker-cuda-errors": 1, "worker-gpu-hardware": 0, "dcgm-xid-errors": 1},
+			map[string]float64{"worker-cuda-errors": 1, "worker-gpu-hardware": none, "dcgm-xid-errors": 1},
 		},
 		"an error before the first scrape": {
 			[]series{worker(canary, "31", "_x25 1x5"), holds(canary, "a", quiet), counts(canary, "a", "31", "_x27 1x3")},

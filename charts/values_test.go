@@ -2,6 +2,7 @@ package charts
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,10 +25,10 @@ func TestRefusedValues(t *testing.T) {
 		"registry with scheme":  {"aws-minimal", "global: {imageRegistry: 'https://ghcr.io/x'}", []string{"/global/imageRegistry", "without https://"}},
 		"no region":             {"aws-minimal", "global: {region: ''}", []string{"/global/region", "it has no default"}},
 		"no cluster":            {"aws-minimal", "global: {cluster: ''}", []string{"/global/cluster", "it has no default"}},
-		"mistyped at the top":   {"aws-minimal", "aiworker: {}", []string{"'aiworker' not allowed", "'aiWorker'"}},
-		"mistyped below global": {"aws-minimal", "global: {cloudprovider: aws}", []string{"/global", "'cloudprovider' not allowed", "'cloudProvider'"}},
-		"mistyped in worker":    {"aws-minimal", "aiWorker: {replcias: 3}", []string{"/aiWorker", "'replcias' not allowed", "'replicas'"}},
-		"mistyped deep":         {"aws-minimal", "ui: {canary: {maxsurge: 1}}", []string{"/ui/canary", "'maxsurge' not allowed", "'maxSurge'"}},
+		"mistyped at the top":   {"aws-minimal", "aiworker: {}", []string{"'aiworker' not allowed", "nothing else than", " aiWorker,"}},
+		"mistyped below global": {"aws-minimal", "global: {cloudprovider: aws}", []string{"/global", "'cloudprovider' not allowed", "nothing else than cloudProvider,"}},
+		"mistyped in worker":    {"aws-minimal", "aiWorker: {replcias: 3}", []string{"/aiWorker", "'replcias' not allowed", "nothing else than", " replicas,"}},
+		"mistyped deep":         {"aws-minimal", "ui: {canary: {maxsurge: 1}}", []string{"/ui/canary", "'maxsurge' not allowed", "nothing else than maxSurge,"}},
 		"GPU below requests":    {"aws-minimal", "aiWorker: {resources: {requests: {nvidia.com/gpu: 1}}}", []string{"/aiWorker/resources/requests", "'nvidia.com/gpu' not allowed"}},
 		"tag latest":            {"aws-minimal", "aiWorker: {tag: latest}", []string{"/aiWorker/tag", `a version such as "0.1.0"`}},
 		"tag latest of the ui":  {"aws-minimal", "ui: {tag: latest}", []string{"/ui/tag", `a version such as "0.1.0"`}},
@@ -43,14 +44,15 @@ func TestRefusedValues(t *testing.T) {
 		// P11
 		"no canary Pod for one replica":      {"aws-minimal", "aiWorker: {replicas: 1}", []string{"/aiWorker/canary/maxSurge", "1 with 1 replica, or replicas 2"}},
 		"nor for the ui":                     {"aws-minimal", "ui: {replicas: 1, canary: {maxSurge: '0%', maxUnavailable: 1}}", []string{"/ui/canary/maxSurge", "1 with 1 replica, or replicas 2"}},
-		"no canary Pod at the HPA's minimum": {"aws-minimal", "aiWorker: {hpa: {enabled: true, minReplicas: 1}}", []string{"aiWorker.canary.steps[0].setWeight 5 of 1 replica", "aiWorker.canary.maxSurge: 1", "aiWorker.hpa.minReplicas: 2"}},
+		"no canary Pod at the HPA's minimum": {"aws-minimal", "aiWorker: {hpa: {enabled: true, minReplicas: 1}}", []string{"aiWorker.canary.steps[0].setWeight 5 of 1 replica(s)", "aiWorker.canary.maxSurge: 1", "aiWorker.hpa.minReplicas: 2"}},
+		"a weight rounded to no Pod":         {"aws-minimal", "aiWorker: {canary: {steps: [{setWeight: 5}, {setWeight: 75}]}}", []string{"aiWorker.canary.steps[1].setWeight 75 of 2 replica(s)", "aiWorker.canary.maxSurge: 1", "setWeight: 74"}},
 		"weights are all 0":                  {"aws-minimal", "aiWorker: {canary: {steps: [{setWeight: 0}, {pause: {}}]}}", []string{"aiWorker.canary.steps never set a weight", "setWeight: 5"}},
 		"only pauses":                        {"aws-minimal", "ui: {canary: {steps: [{pause: {duration: 1m}}]}}", []string{"ui.canary.steps never set a weight", "setWeight: 5"}},
 		"no steps":                           {"aws-minimal", "aiWorker: {canary: {steps: []}}", []string{"/aiWorker/canary/steps", "minItems"}},
 		"neither surge nor unavailable":      {"aws-minimal", "aiWorker: {canary: {maxSurge: 0, maxUnavailable: '0%'}}", []string{"aiWorker.canary.maxSurge and aiWorker.canary.maxUnavailable are both 0", "maxUnavailable: 1"}},
 		"surge of nonsense":                  {"aws-minimal", "aiWorker: {canary: {maxSurge: some}}", []string{"/aiWorker/canary/maxSurge", `a percentage such as "25%"`}},
 		"canary scale without a router":      {"aws-minimal", "aiWorker: {canary: {steps: [{setCanaryScale: {replicas: 1}}, {setWeight: 5}]}}", []string{"aiWorker.canary.steps[0].setCanaryScale", "aiWorker.canary.trafficRouting"}},
-		"unknown step":                       {"aws-minimal", "aiWorker: {canary: {steps: [{setweight: 5}]}}", []string{"/aiWorker/canary/steps/0", "'setweight'", "'setWeight'"}},
+		"unknown step":                       {"aws-minimal", "aiWorker: {canary: {steps: [{setweight: 5}]}}", []string{"/aiWorker/canary/steps/0", "'setweight'", "nothing else than setWeight,"}},
 		"weight above 100":                   {"aws-minimal", "aiWorker: {canary: {steps: [{setWeight: 101}]}}", []string{"/aiWorker/canary/steps/0/setWeight", "100"}},
 		"pause of nonsense":                  {"aws-minimal", "aiWorker: {canary: {steps: [{setWeight: 5}, {pause: {duration: long}}]}}", []string{"/aiWorker/canary/steps/1/pause/duration", "10m"}},
 
@@ -59,6 +61,7 @@ func TestRefusedValues(t *testing.T) {
 		"unknown router":                  {"aws-minimal", "ui: {canary: {trafficRouting: istio}}", []string{"/ui/canary/trafficRouting", "'none', 'traefik'"}},
 		"route without gateway":           {"aws-minimal", "ui: {expose: {type: HTTPRoute}}", []string{"ui.expose.gateway.name is empty", "Gateway"}},
 		"ui without workers":              {"aws-minimal", "aiWorker: {enabled: false}", []string{"ui.workerURL is empty", "Set ui.workerURL"}},
+		"workers behind the policy":       {"aws-minimal", "ui: {workerURL: 'https://w.example.com'}", []string{"ui.networkPolicy.extraEgress is empty", "Add an egress rule"}},
 		"HPA upside down":                 {"aws-minimal", "ui: {hpa: {enabled: true, minReplicas: 9}}", []string{"ui.hpa.minReplicas (9)", "raise maxReplicas"}},
 		"rollback to what is gone":        {"aws-minimal", "ui: {rollbackWindow: 9}", []string{"ui.revisionHistoryLimit (5)", "Raise revisionHistoryLimit"}},
 		"deadline that cannot be kept":    {"aws-minimal", "ui: {minReadySeconds: 300}", []string{"ui.progressDeadlineSeconds (300)", "Raise it"}},
@@ -91,9 +94,10 @@ func TestAcceptedValues(t *testing.T) {
 		"one replica that may surge":        "aiWorker: {replicas: 1, canary: {maxSurge: 1, maxUnavailable: 0}}",
 		"one replica that surges a percent": "aiWorker: {replicas: 1, canary: {maxSurge: '25%', maxUnavailable: 0}}",
 		"one replica, requests routed":      "{aiWorker: {replicas: 1, canary: {trafficRouting: traefik}}}",
-		"one replica of what is off":        "{aiWorker: {enabled: false, replicas: 1}, ui: {workerURL: 'http://w'}}",
+		"one replica of what is off":        "{aiWorker: {enabled: false, replicas: 1}, ui: {workerURL: 'http://w', networkPolicy: {extraEgress: [{}]}}}",
 		"one replica that is the HPA's":     "aiWorker: {replicas: 1, hpa: {enabled: true}}",
 		"no digest where it is allowed":     "{global: {requireDigest: false}, aiWorker: {digest: ''}, ui: {digest: ''}}",
+		"workers elsewhere, nothing denied": "{aiWorker: {enabled: false}, ui: {workerURL: 'http://w'}, networkPolicy: {enabled: false}}",
 		"a pause without end":               "aiWorker: {canary: {steps: [{setWeight: 5}, {pause: {}}]}}",
 		"a whole GPU written as 1.0":        "aiWorker: {resources: {limits: {nvidia.com/gpu: 1.0}}}",
 	} {
@@ -103,7 +107,8 @@ func TestAcceptedValues(t *testing.T) {
 
 type valuesSchema struct {
 	AdditionalProperties any `json:"additionalProperties"`
-	PropertyNames        *struct{ Enum []string }
+	If                   *struct{ PropertyNames struct{ Enum []string } }
+	Else                 struct{ Const string }
 	Properties           map[string]*valuesSchema `json:"properties"`
 	Ref                  string                   `json:"$ref"`
 	Definitions          map[string]*valuesSchema `json:"definitions"`
@@ -126,19 +131,15 @@ func readSchema(t *testing.T) *valuesSchema {
 func TestSchemaIsClosed(t *testing.T) {
 	var walk func(path string, s *valuesSchema)
 	walk = func(path string, s *valuesSchema) {
-		if s.PropertyNames != nil {
-			names := make([]string, 0, len(s.Properties))
-			for name := range s.Properties {
-				names = append(names, name)
+		if len(s.Properties) > 0 {
+			names := slices.Sorted(maps.Keys(s.Properties))
+			if s.AdditionalProperties != false || s.If == nil {
+				t.Errorf("%s accepts unknown keys", path)
+			} else if listed := slices.Sorted(slices.Values(s.If.PropertyNames.Enum)); !slices.Equal(names, listed) {
+				t.Errorf("%s: propertyNames has %v, properties %v", path, listed, names)
+			} else if want := "a mapping with nothing else than " + strings.Join(s.If.PropertyNames.Enum, ", "); s.Else.Const != want {
+				t.Errorf("%s: a mistyped key is answered with %q, want %q", path, s.Else.Const, want)
 			}
-			slices.Sort(names)
-			allowed := slices.Sorted(slices.Values(s.PropertyNames.Enum))
-			if !slices.Equal(names, allowed) {
-				t.Errorf("%s: propertyNames has %v, properties %v", path, allowed, names)
-			}
-		}
-		if len(s.Properties) > 0 && s.AdditionalProperties != false {
-			t.Errorf("%s accepts unknown keys", path)
 		}
 		for name, p := range s.Properties {
 			walk(path+"/"+name, p)

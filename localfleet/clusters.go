@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/omnivision/omnivision/localfleet/argocd"
@@ -195,7 +197,13 @@ func toUnstructured(object client.Object) (*unstructured.Unstructured, error) {
 
 // webhookSecret is what the forge signs its webhooks to a cluster with.
 func (f *Fleet) webhookSecret(cluster string) (string, error) {
-	path := f.path("clusters", cluster, "webhook-secret")
+	return f.secret(cluster, "webhook-secret")
+}
+
+// secret returns a random secret of the cluster, which is made once and kept in
+// a file that only root reads.
+func (f *Fleet) secret(cluster, name string) (string, error) {
+	path := f.path("clusters", cluster, name)
 	data, err := os.ReadFile(path)
 	if err == nil && len(data) > 0 {
 		return string(data), nil
@@ -223,14 +231,69 @@ func (f *Fleet) installArgoCD(ctx context.Context, _ func(string)) error {
 		if err != nil {
 			return err
 		}
-		return data.Apply(ctx, time.Minute, bootstrap.Data...)
+		redis, err := f.redisSecret(c.Name)
+		if err != nil {
+			return err
+		}
+		return data.Apply(ctx, time.Minute, append(bootstrap.Data, redis)...)
 	})
+}
+
+// redisSecret is the password that Argo CD and its cache share. Upstream's init
+// container makes it if it is missing; until then other Pods fail to start and
+// back off.
+func (f *Fleet) redisSecret(cluster string) (*unstructured.Unstructured, error) {
+	password, err := f.secret(cluster, "redis-password")
+	if err != nil {
+		return nil, err
+	}
+	return &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "v1", "kind": "Secret",
+		"metadata":   map[string]any{"name": "argocd-redis", "namespace": argocd.Namespace},
+		"stringData": map[string]any{"auth": password},
+	}}, nil
+}
+
+// awaitArgoCD waits until Argo CD can compare: an Application whose first
+// comparison fails is not compared again for minutes.
+func (f *Fleet) awaitArgoCD(ctx context.Context, report func(string)) error {
+	return f.eachCluster(ctx, func(ctx context.Context, c topology.Cluster) error {
+		api, err := f.client(c.Name, "omnivision-status")
+		if err != nil {
+			return err
+		}
+		for _, name := range []string{"argocd-redis", "argocd-repo-server", "argocd-server"} {
+			report(c.Name + ": " + name)
+			if err := api.Until(ctx, 5*time.Minute, deployments, argocd.Namespace, name, available); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// available holds for a Deployment with a Pod that serves.
+func available(o *unstructured.Unstructured) error {
+	if number(o.Object, "status", "availableReplicas") > 0 {
+		return nil
+	}
+	reasons := []string{"no Pod is available"}
+	for _, condition := range slice(o.Object, "status", "conditions") {
+		if text(condition, "status") != "True" {
+			reasons = append(reasons, text(condition, "message"))
+		}
+	}
+	return errors.New(strings.Join(reasons, ": "))
 }
 
 // applyRoot applies the one manifest that is applied by hand in production.
 func (f *Fleet) applyRoot(ctx context.Context, _ func(string)) error {
 	return f.eachCluster(ctx, func(ctx context.Context, c topology.Cluster) error {
-		bootstrap, err := f.bootstrap(ctx, c)
+		described, err := f.Tree.Cluster(c.Name)
+		if err != nil {
+			return err
+		}
+		root, err := argocd.Root(os.DirFS(filepath.Join(f.Source, treeDir)), described)
 		if err != nil {
 			return err
 		}
@@ -238,7 +301,7 @@ func (f *Fleet) applyRoot(ctx context.Context, _ func(string)) error {
 		if err != nil {
 			return err
 		}
-		return api.Apply(ctx, time.Minute, bootstrap.Root)
+		return api.Apply(ctx, time.Minute, root)
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/omnivision/omnivision/fleet"
@@ -53,6 +54,7 @@ type Fleet struct {
 	made        []*image.Image
 	releases    map[string]fleet.Release // by image repository
 	substitutes substitutes
+	checkouts   sync.Mutex
 }
 
 // treeDir is where a checkout keeps the GitOps tree.

@@ -27,8 +27,8 @@ var programs = map[string]string{
 	"git":                     "git",
 	"gcc":                     "gcc",
 	"/usr/include/stdlib.h":   "libc6-dev",
-	"debootstrap":             "debootstrap",
 	"ip":                      "iproute2",
+	"npm":                     "npm",
 }
 
 const (
@@ -82,7 +82,7 @@ func (f *Fleet) packages(ctx context.Context, report func(string)) error {
 }
 
 // engineNames is what a running fleet needs; other commands build their own.
-var engineNames = []string{"kubernetes", "coredns", "registry", "gitea", "runner", "traefik"}
+var engineNames = []string{"kubernetes", "coredns", "registry", "gitea", "runner", "traefik", "prometheus", "rollouts"}
 
 func newStore(options Options) *engine.Store {
 	return &engine.Store{

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/forge"
+	"github.com/omnivision/omnivision/localfleet/engine"
 	"github.com/omnivision/omnivision/localfleet/gitea"
 	"github.com/omnivision/omnivision/localfleet/gpu"
 	"github.com/omnivision/omnivision/localfleet/image"
@@ -57,7 +58,7 @@ func (f *Fleet) openForge(ctx context.Context) (*gitea.Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	assets, err := f.Store.Asset("gitea", "")
+	assets, err := f.Store.Asset("gitea", engine.GiteaWeb)
 	if err != nil {
 		return nil, err
 	}
@@ -208,11 +209,18 @@ func (f *Fleet) pushMirrors(ctx context.Context, report func(string)) error {
 
 func (f *Fleet) mirrorDir() string { return filepath.Join(f.CacheDir, "mirrors") }
 
-// checkout unpacks a mirrored repository at a tag and returns its folder.
+// checkout unpacks a mirrored repository at a tag and returns its folder. All
+// clusters share it.
 func (f *Fleet) checkout(ctx context.Context, source fleet.Source) (string, error) {
+	f.checkouts.Lock()
+	defer f.checkouts.Unlock()
 	bare := filepath.Join(f.mirrorDir(), mirror.Repo{URL: source.RepoURL}.Name()+".git")
 	dir := f.path("upstream", filepath.Base(bare)+"@"+source.TargetRevision)
 	if err := makeDirs(dir); err != nil {
+		return "", err
+	}
+	// An index of a killed run would be in the way.
+	if err := os.RemoveAll(dir + ".index.lock"); err != nil {
 		return "", err
 	}
 	cmd := exec.CommandContext(ctx, "git", "--git-dir", bare, "--work-tree", dir, "checkout", "--quiet", "--force", source.TargetRevision, "--", ".")

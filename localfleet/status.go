@@ -61,8 +61,11 @@ type ApplicationStatus struct {
 	Message  string `json:"message,omitempty"` // why it is not Synced and Healthy
 }
 
-// OK reports whether the Application is as Git says and works.
-func (a ApplicationStatus) OK() bool { return a.Sync == "Synced" && a.Health == "Healthy" }
+// OK reports whether the Application is as Git says and works. One that waits
+// in a canary step (Suspended) does.
+func (a ApplicationStatus) OK() bool {
+	return a.Sync == "Synced" && (a.Health == "Healthy" || a.Health == "Suspended")
+}
 
 // RolloutStatus is one Argo Rollout.
 type RolloutStatus struct {
@@ -87,6 +90,7 @@ type ImageStatus struct {
 }
 
 var (
+	deployments  = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}
 	applications = schema.GroupVersionResource{Group: "argoproj.io", Version: "v1alpha1", Resource: "applications"}
 	rollouts     = schema.GroupVersionResource{Group: "argoproj.io", Version: "v1alpha1", Resource: "rollouts"}
 	nodes        = schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
@@ -265,7 +269,8 @@ func countImages(pod *unstructured.Unstructured, images map[ImageStatus]int) {
 }
 
 // waitHealthy waits until every Application of every cluster is Synced and
-// Healthy, and says of each that is not, why (P45).
+// Healthy, and says of each that is not, why (P45). It does not wait for a
+// canary to be through its steps, which may take an hour.
 func (f *Fleet) waitHealthy(ctx context.Context, report func(string)) error {
 	return waitFor(ctx, "every Application to be Synced and Healthy", 15*time.Minute, func(ctx context.Context) error {
 		var waiting []string

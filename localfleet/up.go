@@ -32,8 +32,9 @@ func (f *Fleet) Steps() []story.Step {
 		{Name: "cloud add-ons", After: []string{"control planes", "images"}, Run: f.addOns},
 		{Name: "Argo CD", After: []string{"control planes", "upstream repositories"}, Run: f.installArgoCD},
 		{Name: "webhooks", After: []string{"repositories", "edge", "Argo CD"}, Run: f.webhooks},
-		{Name: "root Applications", After: []string{"Argo CD", "repositories", "publish chart"}, Run: f.applyRoot},
-		{Name: "Synced and Healthy", After: []string{"root Applications", "nodes", "webhooks", "cloud add-ons"}, Run: f.waitHealthy},
+		{Name: "Argo CD ready", After: []string{"Argo CD", "nodes", "cloud add-ons"}, Run: f.awaitArgoCD},
+		{Name: "root Applications", After: []string{"Argo CD ready", "repositories", "publish chart"}, Run: f.applyRoot},
+		{Name: "Synced and Healthy", After: []string{"root Applications", "webhooks"}, Run: f.waitHealthy},
 	}
 }
 

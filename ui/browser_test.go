@@ -243,9 +243,8 @@ func TestCancellingStopsAtWhatIsThere(t *testing.T) {
 
 func TestAStreamThatBreaksOffIsSaidToHaveBroken(t *testing.T) {
 	b := chromium(t)
-	frames := 0
-	ui := newUI(t, newWorker(t, func(context.Context) error {
-		if frames++; frames > 2 {
+	ui := newUI(t, newWorker(t, func(_ context.Context, frame int) error {
+		if frame == 2 {
 			return errors.New("CUDA error: an illegal memory access was encountered")
 		}
 		return nil

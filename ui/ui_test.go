@@ -30,18 +30,19 @@ var (
 	uiIdentity     = api.Identity{Region: "us-west-2", Cluster: "cluster-aws", Version: "1.3.2", Commit: strings.Repeat("b2", 20), Digest: "sha256:" + strings.Repeat("7c01", 16)}
 )
 
-// beforeFrame is called by the real model before it emits a frame.
-type beforeFrame func(ctx context.Context) error
+// beforeFrame is called before the real model emits a frame, numbered from 0
+// in each generation.
+type beforeFrame func(ctx context.Context, frame int) error
 
 func pace(d time.Duration) beforeFrame {
-	return func(context.Context) error { time.Sleep(d); return nil }
+	return func(context.Context, int) error { time.Sleep(d); return nil }
 }
 
-// gated lets the first frame through, and the others once gate is closed.
+// gated lets the first frame of each generation through, and the others once
+// gate is closed.
 func gated(gate <-chan struct{}) beforeFrame {
-	frames := 0
-	return func(ctx context.Context) error {
-		if frames++; frames == 1 {
+	return func(ctx context.Context, frame int) error {
+		if frame == 0 {
 			return nil
 		}
 		select {
@@ -59,9 +60,11 @@ type model struct {
 }
 
 func (m model) Render(ctx context.Context, device string, g api.Generation, emit func([]byte) error) error {
+	frame := -1
 	return m.Model.Render(ctx, device, g, func(pix []byte) error {
+		frame++
 		if m.before != nil {
-			if err := m.before(ctx); err != nil {
+			if err := m.before(ctx, frame); err != nil {
 				return err
 			}
 		}

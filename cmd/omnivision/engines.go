@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,20 +16,7 @@ import (
 
 	"github.com/omnivision/omnivision/localfleet"
 	"github.com/omnivision/omnivision/localfleet/engine"
-	"github.com/omnivision/omnivision/localfleet/gitea"
 )
-
-// engineSteps are the build steps that are not Go programs. They are registered
-// here, because package engine knows nothing of what it builds.
-var engineSteps = map[string]engine.ExtraStep{engine.GiteaWeb: giteaWeb}
-
-func giteaWeb(ctx context.Context, in engine.ExtraInput) error {
-	source, err := in.ModuleDir(ctx, in.Build.Module)
-	if err != nil {
-		return err
-	}
-	return gitea.WriteAssets(ctx, gitea.Assets{Source: source, Dest: in.Dir, Report: in.Report})
-}
 
 type enginesOptions struct {
 	cache, source string
@@ -54,7 +40,7 @@ machine that has no Go, or no time.`,
 	}
 	cmd.PersistentFlags().StringVar(&o.cache, "cache", "/var/cache/omnivision", "directory of the cache")
 	cmd.PersistentFlags().StringVar(&o.source, "source", ".", "checkout of OmniVision whose engines/ pins the versions")
-	cmd.AddCommand(newEnginesBuildCommand(&o), newEnginesListCommand(&o), newEnginesPackCommand(&o), newEnginesLoadCommand(&o))
+	cmd.AddCommand(newEnginesBuildCommand(&o), newEnginesListCommand(&o), newEnginesPackCommand(&o), newEnginesLoadCommand(&o), newEnginesPathCommand(&o), newEnginesPruneCommand(&o))
 	return cmd
 }
 
@@ -241,4 +227,36 @@ func engineLine(e engine.Event) string {
 		line += ", last time " + e.Last.Round(time.Second).String()
 	}
 	return line
+}
+
+func newEnginesPathCommand(o *enginesOptions) *cobra.Command {
+	return &cobra.Command{
+		Use:     "path",
+		Short:   "Print a folder with a link to every built program",
+		Example: `  OMNIVISION_ENGINES=$(omnivision engines path) go test ./...`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			dir, err := o.store().LinkPrograms()
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), dir)
+			return err
+		},
+	}
+}
+
+func newEnginesPruneCommand(o *enginesOptions) *cobra.Command {
+	return &cobra.Command{
+		Use:   "prune",
+		Short: "Remove built engines of other versions than this checkout's",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			removed, err := o.store().Prune(cmd.Context())
+			for _, name := range removed {
+				fmt.Fprintln(cmd.OutOrStdout(), "removed", name)
+			}
+			return err
+		},
+	}
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"os/exec"
 	"syscall"
 	"time"
@@ -15,5 +17,15 @@ func runInPlace(cmd *cobra.Command, program string, args []string) error {
 	child.Stdin, child.Stdout, child.Stderr = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
 	child.Cancel = func() error { return child.Process.Signal(syscall.SIGTERM) }
 	child.WaitDelay = 5 * time.Second
-	return child.Run()
+	err := child.Run()
+	var exited *exec.ExitError
+	if errors.As(err, &exited) && exited.ExitCode() > 0 {
+		return exitedError{exited.ExitCode()}
+	}
+	return err
 }
+
+// exitedError is how a program ended that was run in this command's place.
+type exitedError struct{ code int }
+
+func (e exitedError) Error() string { return fmt.Sprintf("exit code %d", e.code) }

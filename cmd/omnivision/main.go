@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"syscall"
 
@@ -43,9 +42,9 @@ func run(ctx context.Context) int {
 	if err == nil {
 		return 0
 	}
-	var exited *exec.ExitError
+	var exited exitedError
 	if errors.As(err, &exited) { // a program that was run in our place has said why
-		return exited.ExitCode()
+		return exited.code
 	}
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		fmt.Fprintln(os.Stderr, "interrupted; run the same command again to go on, or 'omnivision down' to clean up")

@@ -70,7 +70,6 @@ replace k8s.io/streaming => k8s.io/streaming v0.37.2
 
 tool (
 	github.com/argoproj/argo-cd/v3/cmd
-	github.com/argoproj/argo-rollouts/cmd/rollouts-controller
 	go.etcd.io/etcd/server/v3
 	helm.sh/helm/v4/cmd/helm
 	k8s.io/kubernetes/cmd/kube-apiserver

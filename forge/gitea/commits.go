@@ -109,10 +109,18 @@ func (r *Repository) latest(ctx context.Context, ref string) ([]forge.Status, er
 	}
 	statuses := make([]forge.Status, 0, len(newest))
 	for _, s := range newest {
-		statuses = append(statuses, forge.Status{Context: s.Context, State: state(s.State), Description: s.Description, URL: s.TargetURL})
+		statuses = append(statuses, forge.Status{Context: s.Context, State: state(s.State), Description: s.Description, URL: r.client.absolute(s.TargetURL)})
 	}
 	slices.SortFunc(statuses, func(a, b forge.Status) int { return strings.Compare(a.Context, b.Context) })
 	return statuses, nil
+}
+
+// absolute completes the addresses of Gitea's own jobs, which lack the host.
+func (c *Client) absolute(address string) string {
+	if !strings.HasPrefix(address, "/") {
+		return address
+	}
+	return c.root.Scheme + "://" + c.root.Host + address
 }
 
 // state maps the states that only Gitea has. A skipped job counts as success

@@ -148,9 +148,7 @@ func (r *Repository) MergePullRequest(ctx context.Context, number int64, m forge
 // whether branches merge, after each push to either of them. It gives the same
 // answer when they do not, so what remains after the limit is a conflict.
 func (r *Repository) merge(ctx context.Context, number int64, m forge.Merge) error {
-	ctx, cancel := context.WithTimeout(ctx, checkingLimit)
-	defer cancel()
-	for {
+	for deadline := time.Now().Add(checkingLimit); ; {
 		_, _, err := r.client.api(ctx).MergePullRequest(r.name.Owner, r.name.Repository, number, sdk.MergePullRequestOption{
 			Style: style(m.Method), Title: m.Title, Message: m.Message, HeadCommitId: m.HeadSHA,
 		})
@@ -158,9 +156,12 @@ func (r *Repository) merge(ctx context.Context, number int64, m forge.Merge) err
 		if !errors.As(err, &no) || no.status != http.StatusMethodNotAllowed || !strings.Contains(no.message, "try again later") {
 			return r.wrap(err, "merge pull request %d", number)
 		}
+		if time.Now().After(deadline) {
+			return r.conflict("merge pull request", errors.New("its branches do not merge, or the forge could not tell within "+checkingLimit.String()), "rebase the branch onto its base and push it")
+		}
 		select {
 		case <-ctx.Done():
-			return r.conflict("merge pull request", errors.New("its branches do not merge, or the forge could not tell within "+checkingLimit.String()), "rebase the branch onto its base and push it")
+			return r.wrap(context.Cause(ctx), "wait until the forge knows whether pull request %d merges", number)
 		case <-time.After(200 * time.Millisecond):
 		}
 	}

@@ -17,7 +17,7 @@ func TestProductionNamesResolveToTheFleet(t *testing.T) {
 			continue
 		}
 		data := object.Object["data"].(map[string]any)["Corefile"].(string)
-		for _, line := range []string{"10.111.0.1 github.com\n", "10.111.0.1 quay.io\n"} {
+		for _, line := range []string{"github.com:53 quay.io:53 {", `answer "{{ .Name }} 30 IN A 10.111.0.1"`} {
 			if !strings.Contains(data, line) {
 				t.Errorf("Corefile lacks %q:\n%s", line, data)
 			}

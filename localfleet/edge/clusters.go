@@ -199,8 +199,8 @@ func (w *clusterWatch) client(kubeconfig []byte) (kubernetes.Interface, error) {
 	return client, nil
 }
 
-// untilChanged returns when the kubeconfig is another one. A watch that broke is resumed by its informer,
-// which says nothing when it succeeds; so that a failure does not stay on display, the API is asked.
+// untilChanged returns when the kubeconfig is another one. Meanwhile it keeps the status true: an informer
+// resumes a broken watch by itself and tells nobody, neither that it broke nor that it goes on.
 func (w *clusterWatch) untilChanged(ctx context.Context, data []byte, client kubernetes.Interface) error {
 	have := sha256.Sum256(data)
 	tick := time.NewTicker(kubeconfigPoll)
@@ -211,26 +211,31 @@ func (w *clusterWatch) untilChanged(ctx context.Context, data []byte, client kub
 			return nil
 		case <-tick.C:
 		}
+		// A file that is gone or half written says nothing about the cluster.
 		now, err := os.ReadFile(w.spec.Kubeconfig)
 		if err == nil && len(now) > 0 && sha256.Sum256(now) != have {
 			w.log.Info("the kubeconfig changed: watching anew")
 			return nil
 		}
-		w.mu.Lock()
-		broken := w.services != nil && w.err != nil
-		w.mu.Unlock()
-		if broken && answers(ctx, client) {
-			w.mu.Lock()
-			w.err = nil
-			w.mu.Unlock()
-		}
+		w.probe(ctx, client)
 	}
 }
 
-func answers(ctx context.Context, client kubernetes.Interface) bool {
-	ctx, cancel := context.WithTimeout(ctx, kubeconfigPoll)
+func (w *clusterWatch) probe(ctx context.Context, client kubernetes.Interface) {
+	probe, cancel := context.WithTimeout(ctx, kubeconfigPoll)
 	defer cancel()
-	return client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error() == nil
+	err := client.Discovery().RESTClient().Get().AbsPath("/livez/ping").Do(probe).Error()
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		w.failed(fmt.Errorf("the API server does not answer: %w", err))
+	default:
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.services != nil {
+			w.err = nil
+		}
+	}
 }
 
 func (w *clusterWatch) connected(l listers.ServiceLister, c *loadbalancer.Controller) {

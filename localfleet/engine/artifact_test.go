@@ -4,6 +4,8 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"io"
+	"log"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -48,7 +50,7 @@ func emptyStore(t *testing.T, like *Store) *Store {
 }
 
 func TestPackedEnginesRunOnAMachineWithoutGo(t *testing.T) {
-	server := httptest.NewServer(registry.New())
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	defer server.Close()
 	s := built(t)
 	dir := t.TempDir()

@@ -5,6 +5,7 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -17,6 +18,9 @@ type Engine struct {
 	Purpose string
 	// Module is the one whose version is the engine's.
 	Module string
+	// Release turns the module's version into that of the release, for projects
+	// that number them differently; nil means that they are the same.
+	Release func(module string) string
 	// Toolchain is the Go version that is demanded by name; empty means any
 	// that satisfies the go line of the module.
 	Toolchain string
@@ -134,6 +138,7 @@ func fixed(variable, value string) Stamp {
 
 const (
 	kubernetesModule = "k8s.io/kubernetes"
+	prometheusModule = "github.com/prometheus/prometheus"
 	argocdModule     = "github.com/argoproj/argo-cd/v3"
 	rolloutsModule   = "github.com/argoproj/argo-rollouts"
 	helmModule       = "helm.sh/helm/v4"
@@ -163,18 +168,17 @@ func Catalogue() []Engine {
 				version(registryModule+"/version.revision", registryModule),
 			},
 			Steps:   [][]Program{{{"registry", registryModule + "/cmd/registry"}}},
-			Scratch: 3 << 30,
+			Scratch: 2 << 30,
 		},
 		{
 			Name:      "kubernetes",
-			Purpose:   "Kubernetes and etcd, Argo CD, Argo Rollouts, Helm and kustomize, which share most of their packages",
+			Purpose:   "Kubernetes and etcd, Argo CD, Helm and kustomize, which share most of their packages",
 			Module:    kubernetesModule,
 			Toolchain: "go1.27.0",
 			Stamps: slices.Concat(
 				kubernetesStamps("k8s.io/component-base/version"),
 				kubernetesStamps("k8s.io/client-go/pkg/version"),
 				argoStamps(argocdModule+"/common", argocdModule),
-				argoStamps(rolloutsModule+"/utils/version", rolloutsModule),
 				[]Stamp{
 					version(argocdModule+"/common.kubectlVersion", kubernetesModule),
 					version(helmModule+"/internal/version.version", helmModule),
@@ -196,7 +200,6 @@ func Catalogue() []Engine {
 				},
 				{
 					{"argocd", argocdModule + "/cmd"},
-					{"rollouts-controller", rolloutsModule + "/cmd/rollouts-controller"},
 					{"helm", helmModule + "/cmd/helm"},
 					{"kustomize", "sigs.k8s.io/kustomize/kustomize/v5"},
 				},
@@ -206,7 +209,18 @@ func Catalogue() []Engine {
 				{argocdModule, "hack/gpg-wrapper.sh"},
 				{argocdModule, "hack/git-verify-wrapper.sh"},
 			},
-			Scratch: 14 << 30,
+			Scratch: 13 << 30,
+		},
+		{
+			// A module of its own: built with the validation of Kubernetes 1.37
+			// it refuses every Pod template that names a service account.
+			Name:      "rollouts",
+			Purpose:   "Argo Rollouts, with the Kubernetes libraries that it was released with",
+			Module:    rolloutsModule,
+			Toolchain: "go1.27.0",
+			Stamps:    argoStamps(rolloutsModule+"/utils/version", rolloutsModule),
+			Steps:     [][]Program{{{"rollouts-controller", rolloutsModule + "/cmd/rollouts-controller"}}},
+			Scratch:   6 << 30,
 		},
 		{
 			Name:    "coredns",
@@ -214,7 +228,7 @@ func Catalogue() []Engine {
 			Module:  corednsModule,
 			Stamps:  []Stamp{version(corednsModule+"/coremain.GitCommit", corednsModule)},
 			Steps:   [][]Program{{{"coredns", "github.com/omnivision/omnivision/engines/coredns"}}},
-			Scratch: 4 << 30,
+			Scratch: 3 << 30,
 		},
 		{
 			Name:    "gitea",
@@ -225,7 +239,7 @@ func Catalogue() []Engine {
 			Stamps:  []Stamp{bare("main.Version", giteaModule)},
 			Steps:   [][]Program{{{"gitea", giteaModule}}},
 			Extras:  []string{GiteaWeb},
-			Scratch: 5 << 30,
+			Scratch: 3 << 30,
 		},
 		{
 			Name:    "runner",
@@ -233,7 +247,23 @@ func Catalogue() []Engine {
 			Module:  runnerModule,
 			Stamps:  []Stamp{version(runnerModule+"/internal/pkg/ver.version", runnerModule)},
 			Steps:   [][]Program{{{"runner", runnerModule}}},
-			Scratch: 2 << 30,
+			Scratch: 1 << 30,
+		},
+		{
+			Name:    "prometheus",
+			Purpose: "Prometheus, which judges canaries, with Kubernetes as the one service discovery",
+			Module:  prometheusModule,
+			Release: prometheusVersion,
+			Tags:    []string{"remove_all_sd", "enable_kubernetes_sd"},
+			Stamps: []Stamp{
+				{
+					Variable: "github.com/prometheus/common/version.Version",
+					Value:    func(v Versions) string { return strings.TrimPrefix(prometheusVersion(v[prometheusModule]), "v") },
+				},
+				version("github.com/prometheus/common/version.Revision", prometheusModule),
+			},
+			Steps:   [][]Program{{{"prometheus", prometheusModule + "/cmd/prometheus"}}},
+			Scratch: 4 << 30,
 		},
 		{
 			Name:    "traefik",
@@ -241,12 +271,26 @@ func Catalogue() []Engine {
 			Module:  traefikModule,
 			Stamps: []Stamp{
 				bare(traefikModule+"/pkg/version.Version", traefikModule),
-				fixed(traefikModule+"/pkg/version.BuildDate", "not recorded"),
+				fixed(traefikModule+"/pkg/version.BuildDate", "unrecorded"),
 			},
 			Steps:   [][]Program{{{"traefik", traefikModule + "/cmd/traefik"}}},
-			Scratch: 8 << 30,
+			Scratch: 5 << 30,
 		},
 	}
+}
+
+// prometheusVersion is the release that a version of Prometheus' Go module is:
+// v0.316.0 of the module is Prometheus v3.16.0.
+func prometheusVersion(module string) string {
+	minor, patch, ok := strings.Cut(strings.TrimPrefix(module, "v0."), ".")
+	if !ok || len(minor) < 3 {
+		return module
+	}
+	number, err := strconv.Atoi(minor[1:])
+	if err != nil {
+		return module
+	}
+	return fmt.Sprintf("v%c.%d.%s", minor[0], number, patch)
 }
 
 // kubernetesStamps are what Kubernetes' own build sets in each of its two

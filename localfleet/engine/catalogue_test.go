@@ -25,8 +25,8 @@ func TestEveryEngineResolvesInThisCheckout(t *testing.T) {
 			t.Errorf("%s: the directory name %s cannot be packed", b.Name, b.DirName())
 		}
 		for _, stamp := range b.Stamps {
-			if value := stamp.Value(b.Versions); value == "" || strings.ContainsAny(value, " \t'\"") && stamp.Variable == "" {
-				t.Errorf("%s: %s gets %q", b.Name, stamp.Variable, value)
+			if value := stamp.Value(b.Versions); value == "" || strings.ContainsAny(value, " \t\n'\"") {
+				t.Errorf("%s: %s gets %q, which the linker's flags cannot carry", b.Name, stamp.Variable, value)
 			}
 		}
 		for _, name := range b.Programs() {
@@ -72,6 +72,7 @@ func TestProgramsTellTheirVersion(t *testing.T) {
 		"kustomize":               {[]string{"version"}, `^v5\.8\.1\n$`},
 		"registry":                {[]string{"--version"}, ` {registry}\n$`},
 		"coredns":                 {[]string{"-version"}, `CoreDNS-1\.15\.0\n.*{coredns}`},
+		"prometheus":              {[]string{"--version"}, `version {prometheusbare} `},
 		"traefik":                 {[]string{"version"}, `Version: +3\.6\.12\n`},
 		"gitea":                   {[]string{"--version"}, `version 1\.26\.0 `},
 		"runner":                  {[]string{"--version"}, `{runner}`},
@@ -91,6 +92,7 @@ func TestProgramsTellTheirVersion(t *testing.T) {
 			}
 			for _, b := range builds {
 				want = strings.ReplaceAll(want, "{"+b.Name+"}", regexp.QuoteMeta(b.Version))
+				want = strings.ReplaceAll(want, "{"+b.Name+"bare}", regexp.QuoteMeta(strings.TrimPrefix(b.Version, "v")))
 			}
 			cmd := exec.CommandContext(deadline(t), path, c.args...)
 			home := t.TempDir()

@@ -53,6 +53,9 @@ func resolve(source string, e Engine) (Build, error) {
 		}
 	}
 	b := Build{Engine: e, Version: versions[e.Module], Versions: versions, Source: dir}
+	if e.Release != nil {
+		b.Version = e.Release(b.Version)
+	}
 	if b.Version == "" {
 		return Build{}, fmt.Errorf("reading engine %s: %s does not require %s", e.Name, filepath.Join(dir, "go.mod"), e.Module)
 	}

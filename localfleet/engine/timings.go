@@ -19,8 +19,7 @@ type timings map[string]timing
 
 type timing struct {
 	Duration Seconds `json:"duration"`
-	// Packages is how many were compiled. A build that a warm cache served is
-	// no estimate for one that starts from nothing.
+	// Packages is how many were compiled.
 	Packages int       `json:"packages"`
 	When     time.Time `json:"when"`
 }
@@ -40,7 +39,7 @@ func readTimings(path string) (timings, error) {
 	return t, nil
 }
 
-// recordTiming keeps t for name unless a fuller build is on record.
+// recordTiming keeps t for name.
 func recordTiming(ctx context.Context, path, name string, t timing) error {
 	l, err := acquire(ctx, filepath.Join(filepath.Dir(path), locksDir, "timings.lock"), syscall.LOCK_EX, nil)
 	if err != nil {
@@ -51,9 +50,6 @@ func recordTiming(ctx context.Context, path, name string, t timing) error {
 	if err != nil {
 		// An unreadable estimate is worth less than a new one.
 		all = timings{}
-	}
-	if t.Packages*2 < all[name].Packages {
-		return nil
 	}
 	all[name] = t
 	return writeJSON(path, all)

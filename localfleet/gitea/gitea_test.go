@@ -13,7 +13,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -31,8 +33,9 @@ import (
 	"github.com/omnivision/omnivision/localfleet/netns"
 )
 
-// The forge of the fleet is in a network namespace, so the tests' is too.
-var instance = giteatest.Instance{NetNS: fmt.Sprintf("ov-gitea-test-%d", os.Getpid())}
+// The forge of the fleet is in a network namespace, so the tests' is too. Its
+// name is not one that a fleet's clean-up takes for its own.
+var instance = giteatest.Instance{NetNS: fmt.Sprintf("giteatest-%d", os.Getpid())}
 
 func TestMain(m *testing.M) {
 	code := m.Run()
@@ -521,7 +524,7 @@ jobs:
   fast:
     runs-on: ubuntu-24.04
     steps:
-      - run: test "$GITHUB_SERVER_URL/$GITHUB_REPOSITORY" = "https://github.com/` + name.String() + `"
+      - run: test "$GITHUB_SERVER_URL/$GITHUB_REPOSITORY" = "` + s.URL() + name.String() + `"
       - run: test "$(id -u)" = "` + fmt.Sprint(runner.UID) + `"
 `}))
 	repo, err := s.Forge(name)
@@ -536,10 +539,56 @@ jobs:
 		statuses, err = repo.Statuses(limited(t), "main")
 		check(t, err)
 	}
+	if want := s.URL() + name.String() + "/actions/runs/"; !strings.HasPrefix(statuses[0].URL, want) {
+		t.Errorf("details are at %s, want an address below %s", statuses[0].URL, want)
+	}
 	if len(statuses) != 1 || statuses[0].Context != "checks / fast (push)" || statuses[0].State != forge.Success {
 		t.Errorf("statuses are %+v, want one success of \"checks / fast (push)\"", statuses)
 	}
 	t.Logf("successful %s after the push", time.Since(start).Round(time.Millisecond))
+}
+
+// behind writes a commit into a repository's files, as a push does of which
+// Gitea, killed in between, knows nothing.
+func behind(t *testing.T, name forge.Name, dir string) {
+	t.Helper()
+	git := func(uid uint32, dir string, args ...string) {
+		t.Helper()
+		cmd := exec.Command("git", append([]string{"-c", "safe.directory=*", "-c", "user.name=t", "-c", "user.email=t@example.com"}, args...)...)
+		cmd.Dir, cmd.SysProcAttr = dir, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("git %v: %v: %s", args, err, out)
+		}
+	}
+	git(0, dir, "init", "--quiet", "--initial-branch=main")
+	git(0, dir, "add", "--all")
+	git(0, dir, "commit", "--quiet", "-m", "Bring the working tree")
+	bundle := filepath.Join(instance.Dir(), name.Repository+".bundle")
+	git(0, dir, "bundle", "create", "--quiet", bundle, "main")
+	git(giteatest.UID, filepath.Join(instance.Config().DataDir, "work", "repositories", name.Owner, name.Repository+".git"), "fetch", "--quiet", bundle, "main:main")
+}
+
+func TestPushThatGiteaNeverEnteredIsTold(t *testing.T) {
+	s := instance.Server(t)
+	name := newRepository(t, s, gitea.Work)
+	dir := tree(t, map[string]string{"a.txt": "a"})
+	behind(t, name, dir)
+	push(t, s, name, dir)
+	if got := read(t, s, name, "a.txt"); got != "a" {
+		t.Errorf("a.txt is %q", got)
+	}
+	if p := push(t, s, name, dir); p.Pushed {
+		t.Error("once it knows, nothing is to be pushed")
+	}
+}
+
+func TestMirrorThatGiteaNeverEnteredIsServed(t *testing.T) {
+	s := instance.Server(t)
+	name := newRepository(t, s, gitea.Mirror)
+	dir := tree(t, map[string]string{"a.txt": "a"})
+	behind(t, name, dir)
+	check(t, s.PushRepository(limited(t), filepath.Join(dir, ".git"), name))
+	clone(t, s, name)
 }
 
 func TestKilledServerComesBackWithEverything(t *testing.T) {
@@ -569,5 +618,28 @@ func TestKilledServerComesBackWithEverything(t *testing.T) {
 	}
 	if p := push(t, s, name, dir); p.Pushed {
 		t.Error("a repeated push was not needed")
+	}
+}
+
+func TestPageHasItsScripts(t *testing.T) {
+	s := instance.Server(t)
+	if _, err := os.Stat(filepath.Join(instance.Engines().Assets, "public", "assets", ".vite", "manifest.json")); err != nil {
+		t.Skip("the page is not built")
+	}
+	get := func(path string) string {
+		t.Helper()
+		resp, err := (&http.Client{Transport: s.Transport()}).Get(strings.TrimSuffix(s.URL(), "/") + path)
+		check(t, err)
+		defer resp.Body.Close() //nolint:errcheck // a test
+		body, err := io.ReadAll(resp.Body)
+		check(t, err)
+		if resp.StatusCode != http.StatusOK {
+			t.Fatalf("%s answered %s", path, resp.Status)
+		}
+		return string(body)
+	}
+	script := regexp.MustCompile(`/assets/js/index[^"]*\.js`).FindString(get("/"))
+	if script == "" || len(get(script)) < 10_000 {
+		t.Errorf("the page's script is %q, want one with content", script)
 	}
 }

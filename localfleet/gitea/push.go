@@ -62,7 +62,7 @@ func (s *Server) pushTree(ctx context.Context, name forge.Name, dir, branch, mes
 	for attempt := 1; ; attempt++ {
 		push, err := g.bring(ctx, s.gitURL(name), branch, tree, message)
 		if err == nil {
-			return push, s.shown(ctx, name, branch, push.Commit)
+			return s.makeShown(ctx, g, name, branch, push)
 		}
 		if attempt == 3 || !outrun(err) {
 			return push, err
@@ -70,33 +70,75 @@ func (s *Server) pushTree(ctx context.Context, name forge.Name, dir, branch, mes
 	}
 }
 
+// makeShown waits until Gitea's API knows the branch as it is in Git. Gitea
+// takes a push in first and enters it into its database a moment later; killed
+// in between, it would never know of it, nor report it by webhook. A further
+// commit, which changes nothing, tells it; that a repository is not empty any
+// more it finds out only when somebody opens the repository's page.
+func (s *Server) makeShown(ctx context.Context, g git, name forge.Name, branch string, push Push) (Push, error) {
+	limit := 10 * time.Second
+	for {
+		err := s.shown(ctx, name, branch, push.Commit, limit)
+		if !errors.Is(err, errNotShown) || limit == shownLimit {
+			return push, err
+		}
+		page := "/" + name.Owner + "/" + name.Repository
+		_ = s.call(ctx, http.MethodGet, page, nobody, nil, nil) // what follows shows whether it helped
+		commit, err := g.commit(ctx, push.Commit+"^{tree}", "Tell the forge of the commit before this one", push.Commit)
+		if err != nil {
+			return push, err
+		}
+		if push, err = g.send(ctx, s.gitURL(name), branch, commit); err != nil {
+			return push, err
+		}
+		limit = shownLimit
+	}
+}
+
 // shownLimit is how long Gitea may take from a push to its own knowledge of it.
 const shownLimit = time.Minute
 
-// shown waits until Gitea's API knows the branch: it takes a push in first and
-// enters it into its database a moment later, and until then calls the
-// repository empty.
-func (s *Server) shown(ctx context.Context, name forge.Name, branch, commit string) error {
+var errNotShown = errors.New("gitea answers, and does not know of it")
+
+// shown waits until Gitea's API knows the branch at the commit. The error is
+// errNotShown if Gitea answered all the while.
+func (s *Server) shown(ctx context.Context, name forge.Name, branch, commit string, limit time.Duration) error {
 	who, err := s.admin()
 	if err != nil {
 		return err
 	}
-	deadline := time.Now().Add(shownLimit)
-	for {
-		var empty struct{ Empty bool }
-		var have struct{ Commit struct{ ID string } }
-		err := s.call(ctx, http.MethodGet, repoPath(name), who, nil, &empty)
-		if err == nil && !empty.Empty {
-			err = s.call(ctx, http.MethodGet, repoPath(name)+"/branches/"+branch, who, nil, &have)
-		}
-		if err == nil && have.Commit.ID == commit {
+	for deadline := time.Now().Add(limit); ; {
+		have, err := s.knownHead(ctx, who, name, branch)
+		if err == nil && have == commit {
 			return nil
 		}
-		if time.Now().After(deadline) || ctx.Err() != nil {
-			return fmt.Errorf("waited until gitea shows %s at %s; it shows %q (error: %v): look into its log", branch, commit, have.Commit.ID, err)
+		if err == nil {
+			err = errNotShown
 		}
-		time.Sleep(50 * time.Millisecond)
+		if time.Now().After(deadline) || ctx.Err() != nil {
+			return fmt.Errorf("waited %s until gitea knows %s at %s; it has %q: %w", limit, branch, commit, have, err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
 	}
+}
+
+// knownHead returns the commit that Gitea's database has for a branch, or
+// nothing.
+func (s *Server) knownHead(ctx context.Context, who credential, name forge.Name, branch string) (string, error) {
+	var repo struct{ Empty bool }
+	// For the branch of a repository that it takes for empty, Gitea fails.
+	if err := s.call(ctx, http.MethodGet, repoPath(name), who, nil, &repo); err != nil || repo.Empty {
+		return "", err
+	}
+	var have struct{ Commit struct{ ID string } }
+	err := s.call(ctx, http.MethodGet, repoPath(name)+"/branches/"+branch, who, nil, &have)
+	if answered(err, http.StatusNotFound) {
+		return "", nil
+	}
+	return have.Commit.ID, err
 }
 
 // outrun reports whether a push was refused for the branch having moved.

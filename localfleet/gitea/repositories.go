@@ -80,8 +80,9 @@ func (s *Server) createRepository(ctx context.Context, who credential, name forg
 		return err
 	}
 	// Files without a record: Gitea was killed while it removed a repository.
+	// It may have removed them with the record that it just failed to make.
 	path := "/api/v1/admin/unadopted/" + url.PathEscape(name.Owner) + "/" + url.PathEscape(name.Repository)
-	if err := s.call(ctx, http.MethodDelete, path, who, nil, nil); err != nil {
+	if err := s.call(ctx, http.MethodDelete, path, who, nil, nil); err != nil && !answered(err, http.StatusNotFound) {
 		return fmt.Errorf("remove left-over files: %w", err)
 	}
 	return create()

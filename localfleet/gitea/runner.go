@@ -26,8 +26,9 @@ type Runner struct {
 	DataDir  string // belongs to this runner alone
 	NetNS    string // empty is the machine's own
 	UID, GID uint32
-	// ForgeURL is where the runner reaches the forge; empty is the server's
-	// own address.
+	// ForgeURL is where the runner reaches the forge, without a slash at its
+	// end; empty is the server's own address. Jobs see it as GITHUB_SERVER_URL,
+	// so it is production's name where the runner can resolve that.
 	ForgeURL string
 	// Labels are the kinds of machine that jobs may ask for, each with how it
 	// is made; empty is ubuntu-24.04:host, which is this machine.
@@ -69,7 +70,7 @@ func (s *Server) EnsureRunner(ctx context.Context, r Runner) error {
 		return fmt.Errorf("start runner: %w", err)
 	}
 	if r.ForgeURL == "" {
-		r.ForgeURL = s.URL()
+		r.ForgeURL = strings.TrimSuffix(s.URL(), "/")
 	}
 	config, err := r.prepare()
 	if err != nil {

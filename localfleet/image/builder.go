@@ -231,13 +231,9 @@ func compose(config v1.Config, made string, layers ...*blobLayer) (v1.Image, err
 	return mutate.ConfigFile(img, file)
 }
 
-// layout is where manifests, configs and layers are kept by digest; images that
-// share a layer share its file.
-func (b *Builder) layout() layout.Path { return layout.Path(filepath.Join(b.dir(), "oci")) }
-
-func (b *Builder) blobPath(h v1.Hash) string {
-	return filepath.Join(string(b.layout()), "blobs", h.Algorithm, h.Hex)
-}
+// blobs is where manifests, configs and layers are kept; images that share a
+// layer share its file.
+func (b *Builder) blobs() blobs { return blobs(filepath.Join(b.dir(), "oci")) }
 
 // cached returns the image that was made of the input with this key, if all of
 // it is still there.
@@ -250,19 +246,13 @@ func (b *Builder) cached(key string) (v1.Image, bool) {
 	if err != nil {
 		return nil, false
 	}
-	img, err := b.layout().Image(digest)
+	img, err := b.blobs().image(digest)
 	if err != nil {
 		return nil, false
 	}
-	manifest, err := img.Manifest()
-	if err != nil {
-		return nil, false
-	}
-	for _, d := range append(manifest.Layers, manifest.Config) {
-		if info, err := os.Stat(b.blobPath(d.Digest)); err != nil || info.Size() != d.Size {
-			return nil, false
-		}
-	}
+	// The time of a key says when its image was last asked for; see Prune.
+	now := time.Now()
+	_ = os.Chtimes(b.keyPath(key), now, now)
 	return img, true
 }
 
@@ -270,7 +260,7 @@ func (b *Builder) keyPath(key string) string { return filepath.Join(b.dir(), "ke
 
 // remember stores an image, and last of all its key.
 func (b *Builder) remember(key string, img v1.Image) error {
-	if err := b.layout().WriteImage(img); err != nil {
+	if err := layout.Path(b.blobs()).WriteImage(img); err != nil {
 		return fmt.Errorf("storing the image: %w", err)
 	}
 	digest, err := img.Digest()
@@ -298,7 +288,7 @@ func writeFile(path string, content []byte) error {
 
 // writeLayer writes a tree as a blob.
 func (b *Builder) writeLayer(t tree) (*blobLayer, error) {
-	dir := filepath.Join(string(b.layout()), "blobs", "sha256")
+	dir := filepath.Dir(b.blobs().path(v1.Hash{Algorithm: "sha256", Hex: "none"}))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -313,18 +303,18 @@ func (b *Builder) writeLayer(t tree) (*blobLayer, error) {
 		return nil, err
 	}
 	digest := hashOf(h)
-	if err := os.Rename(f.Name(), b.blobPath(digest)); err != nil {
+	if err := os.Rename(f.Name(), b.blobs().path(digest)); err != nil {
 		return nil, err
 	}
 	return b.openLayer(digest)
 }
 
 func (b *Builder) openLayer(digest v1.Hash) (*blobLayer, error) {
-	info, err := os.Stat(b.blobPath(digest))
+	info, err := os.Stat(b.blobs().path(digest))
 	if err != nil {
 		return nil, err
 	}
-	return &blobLayer{path: b.blobPath(digest), digest: digest, size: info.Size()}, nil
+	return &blobLayer{path: b.blobs().path(digest), digest: digest, size: info.Size()}, nil
 }
 
 func hashOf(h hash.Hash) v1.Hash {
@@ -363,12 +353,9 @@ func (b *Builder) baseLayer(ctx context.Context, set string) (*blobLayer, error)
 	}
 	b.packages.Lock()
 	defer b.packages.Unlock()
-	if raw, err := os.ReadFile(b.packagesPath()); err == nil {
-		var layers packageLayers
-		if json.Unmarshal(raw, &layers) == nil {
-			if l, err := b.openLayer(layers[set].Digest); err == nil {
-				return l, nil
-			}
+	if known, ok := b.knownPackages()[set]; ok {
+		if l, err := b.openLayer(known.Digest); err == nil {
+			return l, nil
 		}
 	}
 	layers, err := b.makePackageLayers(ctx)
@@ -390,6 +377,19 @@ func (b *Builder) packagesPath() string {
 		Sets                  []packageSet
 	}{assembly, runtime.GOARCH, suite, packageSets})
 	return b.keyPath("debian-" + hashOf(h).Hex + ".json")
+}
+
+// knownPackages are the layers that were made before; none if that is unknown.
+func (b *Builder) knownPackages() packageLayers {
+	raw, err := os.ReadFile(b.packagesPath())
+	if err != nil {
+		return nil
+	}
+	var layers packageLayers
+	if json.Unmarshal(raw, &layers) != nil {
+		return nil
+	}
+	return layers
 }
 
 func (b *Builder) rememberPackages(layers packageLayers) error {

@@ -85,15 +85,6 @@ var packageSets = []packageSet{
 		Keep:    []string{"tmp", "bin", "usr/bin/redis-server", "usr/bin/redis-cli", "usr/bin/dash", "usr/bin/sh", "etc/passwd", "etc/group", "etc/nsswitch.conf"},
 	},
 	{
-		Name:    "prometheus",
-		Include: []string{"prometheus", "ca-certificates", "base-files", "base-passwd"},
-		Exclude: installers,
-		Keep: []string{
-			"tmp", "bin", "usr/bin/prometheus", "usr/bin/promtool", "usr/share/prometheus", "etc/prometheus",
-			"etc/ssl/certs/ca-certificates.crt", "etc/passwd", "etc/group", "etc/nsswitch.conf",
-		},
-	},
-	{
 		// What a static program needs around it.
 		Name:    "static",
 		Include: []string{"ca-certificates", "base-files", "base-passwd"},
@@ -161,7 +152,7 @@ func (d *debian) prepare(ctx context.Context) error {
 	if _, err := os.Stat(archiveKeyring); err != nil {
 		return fmt.Errorf("the key of Debian's archive is missing: %w; install it with `apt-get install debian-archive-keyring`", err)
 	}
-	for _, dir := range []string{"lists/partial", "archives/partial"} {
+	for _, dir := range []string{"lists/partial", "archives/partial", "none/partial"} {
 		if err := os.MkdirAll(filepath.Join(d.dir, dir), 0o755); err != nil {
 			return err
 		}
@@ -200,7 +191,9 @@ type deb struct{ name, version, file string }
 // plan returns the packages of a set: what is included, and what that depends
 // on, as apt resolves it for a machine that has nothing.
 func (d *debian) plan(ctx context.Context, set packageSet) ([]deb, error) {
-	uris, err := d.apt(ctx, append([]string{"install", "-y", "-qq", "--print-uris"}, set.Include...)...)
+	// apt leaves what it has fetched out of the plan: it plans with an empty cache.
+	args := []string{"install", "-y", "-qq", "--print-uris", "-o", "Dir::Cache::archives=" + filepath.Join(d.dir, "none")}
+	uris, err := d.apt(ctx, append(args, set.Include...)...)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -101,7 +103,7 @@ func entries(t *testing.T, img v1.Image) map[string]*tar.Header {
 func TestSameInputGivesTheSameDigestOnEveryMachine(t *testing.T) {
 	for _, reference := range []string{
 		mustReference(t, "quay.io/argoproj/argocd"), mustReference(t, "quay.io/argoproj/argo-rollouts"), mustReference(t, "docker.io/library/traefik"),
-		mustReference(t, "registry.k8s.io/coredns/coredns"), redisReference, prometheusReference,
+		mustReference(t, "registry.k8s.io/coredns/coredns"), redisReference, mustReference(t, "quay.io/prometheus/prometheus"),
 	} {
 		first, second := build(t, builder(t), reference), build(t, builder(t), reference)
 		if digest(t, first) != digest(t, second) {
@@ -117,15 +119,28 @@ func TestImageIsMadeAgainOnlyWhenItsInputChanges(t *testing.T) {
 	b := builder(t)
 	reference := mustReference(t, "registry.k8s.io/coredns/coredns")
 	before := digest(t, build(t, b, reference))
-	keys := func() int {
-		files, err := filepath.Glob(filepath.Join(b.dir(), "keys", "image-*"))
+	keys := func() int { return len(keyFiles(t, b)) }
+	written := func() time.Time {
+		layers, err := build(t, b, reference).Layers()
 		if err != nil {
 			t.Fatal(err)
 		}
-		return len(files)
+		h, err := layers[1].Digest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(b.blobs().path(h))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.ModTime()
 	}
+	first := written()
 	if again := digest(t, build(t, b, reference)); again != before || keys() != 1 {
 		t.Errorf("%s, then %s, %d keys", before, again, keys())
+	}
+	if !written().Equal(first) {
+		t.Error("the image was assembled again, although nothing had changed")
 	}
 	path, _ := b.Binary("coredns")
 	if err := os.WriteFile(path, []byte("another program"), 0o755); err != nil {
@@ -134,6 +149,15 @@ func TestImageIsMadeAgainOnlyWhenItsInputChanges(t *testing.T) {
 	if after := digest(t, build(t, b, reference)); after == before || keys() != 2 {
 		t.Errorf("a changed program gave %s again, %d keys", after, keys())
 	}
+}
+
+func keyFiles(t *testing.T, b *Builder) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(b.dir(), "keys", "image-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
 }
 
 func TestCacheThatLostALayerIsNotServed(t *testing.T) {
@@ -148,7 +172,7 @@ func TestCacheThatLostALayerIsNotServed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(b.blobPath(h), 10); err != nil {
+	if err := os.Truncate(b.blobs().path(h), 10); err != nil {
 		t.Fatal(err)
 	}
 	again := build(t, b, reference)
@@ -342,28 +366,28 @@ func TestTreeIsWrittenSortedWithParentsAndFixedTimes(t *testing.T) {
 }
 
 func TestPushMapsTheProductionNameAndSkipsWhatIsThere(t *testing.T) {
-	uploads := 0
-	inner := registry.New()
+	var uploads atomic.Int64
+	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
-			uploads++
+			uploads.Add(1)
 		}
 		inner.ServeHTTP(w, r)
 	}))
 	defer server.Close()
 	checkPush(t, server.URL)
-	before := uploads
-	b := builder(t)
-	img := build(t, b, redisReference)
+	before := uploads.Load()
+	reference := mustReference(t, "quay.io/prometheus/prometheus")
+	img := build(t, builder(t), reference)
 	for i, skipped := range []bool{false, true} {
-		pushed, err := Push(t.Context(), img, redisReference, server.URL, nil)
+		pushed, err := Push(t.Context(), img, reference, server.URL, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if pushed.Skipped != skipped || (uploads == before) != skipped {
-			t.Errorf("push %d: skipped %v, %d uploads", i, pushed.Skipped, uploads-before)
+		if pushed.Skipped != skipped || (uploads.Load() == before) != skipped {
+			t.Errorf("push %d: skipped %v, %d uploads", i, pushed.Skipped, uploads.Load()-before)
 		}
-		before = uploads
+		before = uploads.Load()
 	}
 }
 
@@ -429,7 +453,7 @@ func (r redirected) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 func TestUpstreamImageIsUsedWhereItCanBePulled(t *testing.T) {
-	server := httptest.NewServer(registry.New())
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	host := strings.TrimPrefix(server.URL, "http://")
 	upstream, err := random.Image(1000, 2)
 	if err != nil {
@@ -453,7 +477,7 @@ func TestUpstreamImageIsUsedWhereItCanBePulled(t *testing.T) {
 		t.Errorf("%+v is not upstream's image", img)
 	}
 	// An image that the registry lacks is assembled; the next one is asked for.
-	other, err := b.Obtain(t.Context(), prometheusReference)
+	other, err := b.Obtain(t.Context(), mustReference(t, "quay.io/prometheus/prometheus"))
 	if err != nil || other.Substitute == "" {
 		t.Errorf("%v %+v", err, other)
 	}

@@ -78,9 +78,8 @@ func (f *filler) asset(engine, path, at string) {
 const (
 	// redisReference is in the manifests of the Argo CD version in use; a test
 	// compares them.
-	redisReference      = "public.ecr.aws/docker/library/redis:8.10.1-alpine"
-	prometheusReference = "quay.io/prometheus/prometheus:v2.42.0"
-	pauseReference      = "registry.k8s.io/pause:3.10.1"
+	redisReference = "public.ecr.aws/docker/library/redis:8.10.1-alpine"
+	pauseReference = "registry.k8s.io/pause:3.10.1"
 )
 
 // Names of this project's own images. Their registry differs from cloud to
@@ -102,7 +101,7 @@ const capNetBindService = "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\
 // checkout have.
 func Catalogue(source string) ([]Recipe, error) {
 	store := &engine.Store{Source: source}
-	builds, err := store.Resolve("kubernetes", "coredns", "traefik")
+	builds, err := store.Resolve("kubernetes", "coredns", "traefik", "prometheus", "rollouts")
 	if err != nil {
 		return nil, fmt.Errorf("reading the versions of the images: %w", err)
 	}
@@ -110,9 +109,9 @@ func Catalogue(source string) ([]Recipe, error) {
 	return []Recipe{
 		argocd(versions(0, "github.com/argoproj/argo-cd/v3")),
 		redis(),
-		rollouts(versions(0, "github.com/argoproj/argo-rollouts")),
+		rollouts(builds[4].Version),
 		traefik(builds[2].Version),
-		prometheus(),
+		prometheus(builds[3].Version),
 		coredns(builds[1].Version),
 		pause(),
 		own(workerImage, "worker", "65532:65532"),
@@ -230,13 +229,14 @@ func traefik(version string) Recipe {
 	}
 }
 
-func prometheus() Recipe {
+func prometheus(version string) Recipe {
 	return Recipe{
-		Reference:  prometheusReference,
-		Made:       "Prometheus 2.42.0 of Debian " + suite,
-		Substitute: "Prometheus is Debian " + suite + "'s package of the same version, 2.42.0, with its classic web page",
-		base:       "prometheus",
+		Reference:  "quay.io/prometheus/prometheus:" + version,
+		Made:       "Prometheus " + version + ", built from its Go module",
+		Substitute: "Prometheus " + version + " is built from its Go module with Kubernetes as the one service discovery, without its web page",
+		base:       "static",
 		fill: func(f *filler) error {
+			f.program("prometheus", "bin/prometheus")
 			f.dir("prometheus", 0o755, 65534, 65534)
 			return f.err
 		},

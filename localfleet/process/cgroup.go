@@ -19,9 +19,14 @@ import (
 const cgroupRoot = "/sys/fs/cgroup"
 
 // hierarchies are the version 1 hierarchies that a daemon is put in: one to
-// find it by, one to measure it by. The kubelet makes its own groups below the
-// same path in the others.
-var hierarchies = []string{"pids", "memory"}
+// find it by, one to measure it by, and one so that daemons and Pods get their
+// shares of the processors from the same pot. The kubelet makes its own groups
+// below the same path in the others.
+var hierarchies = []string{"pids", "memory", "cpu"}
+
+// cpuShares is the fleet's weight among everything else on the machine, of
+// which a single program has 1024: a fleet is dozens of programs.
+const cpuShares = "16384"
 
 // unified reports whether the machine mounts the version 2 hierarchy alone.
 func unified() bool {
@@ -53,6 +58,12 @@ func joinCgroup(group string, attr *syscall.SysProcAttr) (func(), error) {
 		tid := strconv.Itoa(unix.Gettid())
 		if err := os.WriteFile(filepath.Join(dir, "tasks"), []byte(tid), 0); err != nil {
 			return nil, fmt.Errorf("join control group %s: %w", dir, err)
+		}
+		if hierarchy == "cpu" {
+			top, _, _ := strings.Cut(group, "/")
+			if err := os.WriteFile(filepath.Join(cgroupRoot, hierarchy, top, "cpu.shares"), []byte(cpuShares), 0); err != nil {
+				return nil, fmt.Errorf("set the weight of control group %s: %w", top, err)
+			}
 		}
 	}
 	return func() {}, nil

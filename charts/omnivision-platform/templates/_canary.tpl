@@ -17,7 +17,9 @@ effective weight can be shown and a canary without a Pod refused (P11).
 {{/* "<canary Pods>/<all Pods>" for .weight of .replicas with .surge. Argo
 Rollouts takes the whole numbers whose share is nearest to the weight. It may
 add one Pod if it may surge, and both versions keep a Pod whenever there are
-two. Of equally near ones it takes the first. */}}
+two. Of equally near ones it takes the larger canary; where that would leave no
+stable Pod, such as 75 of 2 without surge, it takes none at all: a flaw of
+v1.10.2, so such weights are refused. */}}
 {{- define "omnivision.canary.pods" -}}
 {{- $r := int .replicas -}}{{- $w := int .weight -}}{{- $surge := int .surge -}}
 {{- $up := int (div (add (mul $r $w) 99) 100) -}}
@@ -25,10 +27,13 @@ two. Of equally near ones it takes the first. */}}
 {{- $mayBeNone := or (eq $w 0) (eq $w 100) (and (eq $r 1) (eq $surge 0)) -}}
 {{- $choices := list -}}
 {{- if or (lt $up $r) $mayBeNone -}}{{- $choices = append $choices (list $up $r) -}}{{- end -}}
-{{- if or (gt $down 0) $mayBeNone -}}{{- $choices = append $choices (list $down $r) -}}{{- end -}}
+{{- $mayBeLess := or (gt $down 0) $mayBeNone -}}
+{{- $tied := eq (mod (mul $r $w) 100) 50 -}}
+{{- if and $mayBeLess (not $tied) -}}{{- $choices = append $choices (list $down $r) -}}{{- end -}}
 {{- if gt $surge 0 -}}
 {{- $choices = append $choices (list $up (add1 $r)) -}}
-{{- if or (gt $down 0) $mayBeNone -}}{{- $choices = append $choices (list $down (add1 $r)) -}}{{- end -}}
+{{- $tied = eq (mod (mul (add1 $r) $w) 100) 50 -}}
+{{- if and $mayBeLess (not $tied) -}}{{- $choices = append $choices (list $down (add1 $r)) -}}{{- end -}}
 {{- end -}}
 {{- $best := list 0 $r -}}{{- $bestOff := -1 -}}{{- $bestOf := 1 -}}
 {{- range $choices -}}

@@ -45,7 +45,9 @@ Every message names the key and the fix; all of them are given at once.
 {{- $weight := int $step.setWeight -}}
 {{- $largest = max $largest $weight | int -}}
 {{- if and (not $routed) (gt $weight 0) (hasPrefix "0/" (include "omnivision.component.canaryPods" (dict "component" $c "weight" $weight))) -}}
-{{- $problems = append $problems (printf "%s.canary.steps[%d].setWeight %d of %d replica with maxSurge %v is no Pod at all: the canary would pass without having run (P11). Set %s.canary.maxSurge: 1 if there is room for one more Pod, or %s: 2" $key $i $weight $replicas $v.canary.maxSurge $key $replicasKey) -}}
+{{- $fix := printf "%s: 2" $replicasKey -}}
+{{- if gt $replicas 1 -}}{{- $fix = printf "setWeight: %d" (sub $weight 1) -}}{{- end -}}
+{{- $problems = append $problems (printf "%s.canary.steps[%d].setWeight %d of %d replica(s) with maxSurge %v is no Pod at all: the canary would pass without having run (P11). Set %s.canary.maxSurge: 1 if there is room for one more Pod, or %s" $key $i $weight $replicas $v.canary.maxSurge $key $fix) -}}
 {{- end -}}
 {{- end -}}
 {{- if and (hasKey $step "setCanaryScale") (not $routed) -}}
@@ -75,6 +77,9 @@ Every message names the key and the fix; all of them are given at once.
 {{- $problems := list -}}
 {{- if and (not .Values.aiWorker.enabled) (not $ui.workerURL) -}}
 {{- $problems = append $problems "ui.workerURL is empty and aiWorker.enabled is false: the UI would have no worker. Set ui.workerURL to the workers' address" -}}
+{{- end -}}
+{{- if and $ui.workerURL .Values.networkPolicy.enabled (not $ui.networkPolicy.extraEgress) -}}
+{{- $problems = append $problems "ui.workerURL leads out of this release and ui.networkPolicy.extraEgress is empty: the network policy would not let the UI through. Add an egress rule for that address" -}}
 {{- end -}}
 {{- if and (eq $ui.canary.trafficRouting "traefik") (not (has $ui.expose.type (list "IngressRoute" "None"))) -}}
 {{- $problems = append $problems (printf "ui.canary.trafficRouting traefik cannot shift the requests of ui.expose.type %s: set ui.expose.type: IngressRoute, or trafficRouting: none" $ui.expose.type) -}}

@@ -31,10 +31,7 @@ type Server struct {
 // Start starts both, or skips the test when their programs are not built. They end with the test.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	etcd, apiserver := find("etcd", "server", "v3"), find("kube-apiserver")
-	if etcd == "" || apiserver == "" {
-		t.Skip("etcd and kube-apiserver are not built: run `omnivision engines build` first, or name their folder in OMNIVISION_ENGINES")
-	}
+	etcd, apiserver := program(t, "etcd"), program(t, "kube-apiserver")
 	dir := t.TempDir()
 	etcdClient, etcdPeer, apiAddr := freeAddress(t), freeAddress(t), freeAddress(t)
 	authority, err := ca.LoadOrCreate(filepath.Join(dir, "ca"))
@@ -113,16 +110,21 @@ func (s *Server) StopAPI(t testing.TB) {
 	check(t, s.sup.Stop(context.Background(), s.api.Name))
 }
 
-func find(names ...string) string {
-	for _, dir := range []string{os.Getenv("OMNIVISION_ENGINES"), "/var/cache/omnivision/engines/bin", "/var/cache/omnivision/build/bin"} {
-		for _, name := range names {
-			path := filepath.Join(dir, name)
-			if info, err := os.Stat(path); dir != "" && err == nil && info.Mode().IsRegular() {
-				return path
-			}
-		}
+// program finds an engine. Where its folder is named, as `make test` does, it must be there.
+func program(t testing.TB, name string) string {
+	t.Helper()
+	dir, named := os.LookupEnv("OMNIVISION_ENGINES")
+	if !named {
+		dir = "/var/cache/omnivision/engines/bin"
 	}
-	return ""
+	path := filepath.Join(dir, name)
+	if _, err := os.Stat(path); err != nil {
+		if named {
+			t.Fatalf("%s is not in OMNIVISION_ENGINES: %v", name, err)
+		}
+		t.Skipf("%s is not built: run 'make engines'", name)
+	}
+	return path
 }
 
 func freeAddress(t testing.TB) string {

@@ -85,6 +85,8 @@ func (h *httpForward) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("this address forwards to %s and answers for localhost only, not for the host %.100q", h.spec.Target, r.Host), http.StatusMisdirectedRequest)
 		return
 	}
+	// The target may answer before the whole request has passed.
+	_ = http.NewResponseController(w).EnableFullDuplex() // this server speaks HTTP/1, which can
 	h.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), clientHostKey{}, r.Host)))
 }
 

@@ -212,6 +212,8 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (f *Front) serve(w *accessRecord, r *http.Request) error {
+	// A target may answer before the whole request has passed; HTTP/2 can do so anyway, and says ErrNotSupported.
+	_ = http.NewResponseController(w).EnableFullDuplex()
 	host := normalHost(r.Host)
 	if r.TLS != nil && r.TLS.ServerName != "" && normalHost(r.TLS.ServerName) != host {
 		return &problem{http.StatusMisdirectedRequest, "MISDIRECTED",

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/omnivision/omnivision/localfleet/edge/target"
 )
 
 func TestRepositoryPathsAreMappedBelowTheHost(t *testing.T) {
@@ -142,4 +144,25 @@ func FuzzMapping(f *testing.F) {
 
 func isASCII(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r > 127 })
+}
+
+func TestRoutesHoldEachNameOnceAndDockersNamesTogether(t *testing.T) {
+	forge, registry := target.Target{Address: "127.0.0.1:1"}, target.Target{Address: "127.0.0.1:2"}
+	routes := Routes([]string{"github.com", "github.com"}, []string{"ghcr.io", "registry-1.docker.io", "docker.io", "ghcr.io", "registry.example.org"}, forge, registry)
+	var got []string
+	for _, r := range routes {
+		if err := r.Validate(); err != nil {
+			t.Error(err)
+		}
+		got = append(got, string(r.Kind)+" "+r.prefix()+" "+strings.Join(r.Hosts, ","))
+	}
+	want := []string{
+		"proxy github.com github.com",
+		"registry ghcr.io ghcr.io",
+		"registry docker.io docker.io,registry-1.docker.io,index.docker.io",
+		"registry registry.example.org registry.example.org",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
 }

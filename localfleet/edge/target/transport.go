@@ -29,7 +29,7 @@ func (d *Dialer) Transport(t Target) (*http.Transport, error) {
 		},
 		// What the server sends is passed on as it is: a blob that was unpacked on the way would no longer
 		// have its digest.
-		DisableCompression:    true,
+		DisableCompression: true,
 		// A Service is asked anew by each request: a connection kept open would stay with the Pod, or the
 		// Service, that was there when it was opened.
 		DisableKeepAlives:     t.Service != nil,

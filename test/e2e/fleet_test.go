@@ -1,0 +1,242 @@
+//go:build e2e
+
+// Package e2e proves the product as its user meets it: the whole fleet from
+// nothing with the one command, looked at in both regions, changed through Git,
+// broken on purpose, and taken away again.
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/omnivision/omnivision/localfleet"
+)
+
+// regions are the two clusters and where this machine reaches them.
+var regions = []struct{ cluster, region, ui, argocd string }{
+	{"cluster-aws", "us-west-2", "http://127.0.0.1:18011", "http://127.0.0.1:18012"},
+	{"cluster-gcp", "europe-west1", "http://127.0.0.1:18021", "http://127.0.0.1:18022"},
+}
+
+const forgeURL = "http://127.0.0.1:18000"
+
+// root is the checkout.
+func root(t *testing.T) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err = localfleet.SourceRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// omnivision runs the program as a user does and returns its standard output.
+func omnivision(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := try(t, args...)
+	if err != nil {
+		t.Fatalf("omnivision %s: %v", strings.Join(args, " "), err)
+	}
+	return out
+}
+
+func try(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(root(t), "bin", "omnivision"), args...)
+	cmd.Dir = root(t)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, os.Stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	err := cmd.Run()
+	return out.String(), err
+}
+
+func kubectl(t *testing.T, cluster string, args ...string) string {
+	t.Helper()
+	return omnivision(t, append([]string{"kubectl", "--cluster", cluster, "--"}, args...)...)
+}
+
+func status(t *testing.T) localfleet.Status {
+	t.Helper()
+	out, _ := try(t, "status", "-o", "json") // its exit code says whether all is well
+	var s localfleet.Status
+	if err := json.Unmarshal([]byte(out), &s); err != nil {
+		t.Fatalf("read status: %v\n%s", err, out)
+	}
+	return s
+}
+
+// eventually calls check until it returns nil.
+func eventually(t *testing.T, what string, limit time.Duration, check func() error) time.Duration {
+	t.Helper()
+	begin := time.Now()
+	for {
+		err := check()
+		if err == nil {
+			return time.Since(begin)
+		}
+		if time.Since(begin) > limit {
+			t.Fatalf("%s: not within %s: %v", what, limit, err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// before is what the machine had before the fleet.
+var before machine
+
+func TestMain(m *testing.M) {
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "the end-to-end test makes real nodes and needs root")
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// TestFleet is one story in order: each part begins with what the last one left.
+func TestFleet(t *testing.T) {
+	omnivision(t, "down")
+	before = look(t)
+	t.Cleanup(func() {
+		if t.Failed() && os.Getenv("KEEP") == "" {
+			_, _ = try(t, "down")
+		}
+	})
+	parts := []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"Up", testUp},
+		{"BothRegionsGenerate", testBothRegionsGenerate},
+		{"OregonOnlyChange", testOregonOnlyChange},
+		{"BrokenCommit", testBrokenCommit},
+		{"SecondUpIsRefused", testSecondUpIsRefused},
+		{"KilledArgoCD", testKilledArgoCD},
+		{"XidReachesWorkerAndPrometheus", testXid},
+		{"KilledNode", testKilledNode},
+		{"RebootedMachine", testReboot},
+		{"DownLeavesNothing", testDown},
+	}
+	for _, part := range parts {
+		if !t.Run(part.name, part.run) {
+			return
+		}
+	}
+}
+
+func testUp(t *testing.T) {
+	begin := time.Now()
+	omnivision(t, "up")
+	t.Logf("up: %.1f s", time.Since(begin).Seconds())
+	s := status(t)
+	t.Logf("memory: %.2f GiB", float64(s.MemoryBytes)/(1<<30))
+	if s.MemoryBytes > 6<<30 {
+		t.Errorf("the fleet takes %.2f GiB, more than 6", float64(s.MemoryBytes)/(1<<30))
+	}
+	if len(s.Substitutes) == 0 {
+		t.Error("status names no substitute, yet GPUs are simulated")
+	}
+	for _, cluster := range s.Clusters {
+		if len(cluster.Nodes) < 2 {
+			t.Errorf("%s has %d nodes", cluster.Name, len(cluster.Nodes))
+		}
+		gpus := false
+		for _, node := range cluster.Nodes {
+			gpus = gpus || node.GPUs != "" && node.GPUs != "0"
+			if !node.Ready {
+				t.Errorf("%s: node %s is not ready", cluster.Name, node.Name)
+			}
+		}
+		if !gpus {
+			t.Errorf("%s: no node has nvidia.com/gpu", cluster.Name)
+		}
+		for _, app := range cluster.Applications {
+			if !app.OK() {
+				t.Errorf("%s: %s is %s, %s: %s", cluster.Name, app.Name, app.Sync, app.Health, app.Message)
+			}
+		}
+		if len(cluster.Rollouts) != 2 {
+			t.Errorf("%s has %d Rollouts, want worker and ui", cluster.Name, len(cluster.Rollouts))
+		}
+	}
+}
+
+// generate asks a region's page for an animation, through the UI to a worker.
+func generate(ui string) (http.Header, []byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	body := `{"prompt":"a storm over the sea","seed":7,"width":64,"height":64,"frames":8,"fps":8}`
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, ui+"/v1/generations", strings.NewReader(body))
+	if err != nil {
+		return nil, nil, err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer response.Body.Close()
+	data, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", response.Status, data)
+	}
+	return response.Header, data, err
+}
+
+func testBothRegionsGenerate(t *testing.T) {
+	var animations [][]byte
+	for _, r := range regions {
+		var header http.Header
+		var animation []byte
+		eventually(t, "generation in "+r.region, 30*time.Second, func() (err error) {
+			header, animation, err = generate(r.ui)
+			return err
+		})
+		if !bytes.HasPrefix(animation, []byte("\x89PNG")) || bytes.Count(animation, []byte("fcTL")) != 8 {
+			t.Errorf("%s: not an animated PNG of 8 frames, %d bytes", r.region, len(animation))
+		}
+		if got := header.Get("X-Omnivision-Region"); got != r.region {
+			t.Errorf("%s: served by region %q", r.region, got)
+		}
+		if !strings.HasPrefix(header.Get("X-Omnivision-Digest"), "sha256:") {
+			t.Errorf("%s: digest header is %q", r.region, header.Get("X-Omnivision-Digest"))
+		}
+		animations = append(animations, animation)
+	}
+	if !bytes.Equal(animations[0], animations[1]) {
+		t.Error("the same prompt and seed gave another animation in the other region")
+	}
+}
+
+func testSecondUpIsRefused(t *testing.T) {
+	fleet, err := localfleet.Open(localfleet.Options{
+		StateDir: "/var/lib/omnivision", CacheDir: "/var/cache/omnivision", Source: root(t), PortBase: 18000,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := fleet.Lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	if _, err := try(t, "up"); err == nil {
+		t.Error("a second up at the same time was not refused")
+	}
+}
