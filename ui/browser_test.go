@@ -103,7 +103,7 @@ func chromium(t *testing.T) *browser {
 	if err := chromedp.Do(tab); err != nil { // the tab lives as long as the context of its first call
 		t.Fatalf("opening a tab: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(tab, 3*time.Minute)
+	ctx, cancel := context.WithTimeout(tab, 2*patience)
 	t.Cleanup(cancel)
 	b.ctx = ctx
 	return b
@@ -147,7 +147,7 @@ func evaluate[T any](b *browser, expression string) T {
 func (b *browser) eventually(expression string) {
 	b.Helper()
 	_, err := chromedp.Run(b.ctx, chromedp.Poll[chromedp.Void](expression,
-		chromedp.WithPollingTimeout(time.Minute), chromedp.WithPollingInterval(20*time.Millisecond)))
+		chromedp.WithPollingTimeout(patience), chromedp.WithPollingInterval(20*time.Millisecond)))
 	if err != nil {
 		status, _ := chromedp.Run(b.ctx, chromedp.Evaluate[string](`document.getElementById("status").textContent`))
 		b.Fatalf("waiting for %s (the page says %q, the console %q): %v", expression, status, b.complained(), err)
@@ -170,15 +170,19 @@ func click(selector string) chromedp.Action[chromedp.Void] {
 func TestAUserGetsAnAnimationAndSeesWhoMadeIt(t *testing.T) {
 	b := chromium(t)
 	ui := newUI(t, newWorker(t, pace(15*time.Millisecond)))
+	frames := "12"
+	if *update {
+		frames = "48"
+	}
 	b.do(chromedp.EmulateViewport(1280, 900), prefers("dark"), chromedp.Navigate(ui.URL),
-		typing("#prompt", "aurora over a quiet sea"), choose("#seed", "4"))
+		typing("#prompt", "aurora over a quiet sea"), choose("#seed", "4"), choose("#frames", frames))
 	evaluate[bool](b, `window.counts = []; new MutationObserver(() => counts.push(document.getElementById("count").textContent)).observe(document.getElementById("count"), {childList: true}); true`)
 	b.do(click("#generate"))
 	b.eventually(`document.getElementById("progress").value >= 3 && document.getElementById("stage").dataset.state === "busy"`)
 	b.eventually(`document.getElementById("stage").dataset.state === "done"`)
 
-	if got := strings.Join(evaluate[[]string](b, `counts`), ","); !strings.Contains(got, "1 / 48,2 / 48") || !strings.Contains(got, "48 / 48") {
-		t.Errorf("progress went %q, want one step a frame up to 48 / 48", got)
+	if got := strings.Join(evaluate[[]string](b, `counts`), ","); !strings.Contains(got, "1 / "+frames+",2 / "+frames) || !strings.Contains(got, frames+" / "+frames) {
+		t.Errorf("progress went %q, want one step a frame up to %s", got, frames)
 	}
 	if !evaluate[bool](b, `document.getElementById("result").complete && document.getElementById("result").naturalWidth === 256 && !document.getElementById("result").hidden`) {
 		t.Error("the browser does not play the finished animation")
@@ -268,7 +272,7 @@ func TestWithoutJavaScriptTheFormReturnsTheAnimation(t *testing.T) {
 	b.do(func(ctx context.Context, target *chromedp.Target) (chromedp.Void, error) {
 		_, err := cdp.Call(ctx, target, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
 		return chromedp.Void{}, err
-	}, chromedp.Navigate(ui.URL), typing("#prompt", "plain old form"))
+	}, chromedp.Navigate(ui.URL), typing("#prompt", "plain old form"), choose("#frames", "4"))
 	response, err := chromedp.RunResponse(b.ctx, click("#generate"))
 	if err != nil {
 		t.Fatal(err)

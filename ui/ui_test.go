@@ -30,6 +30,10 @@ var (
 	uiIdentity     = api.Identity{Region: "us-west-2", Cluster: "cluster-aws", Version: "1.3.2", Commit: strings.Repeat("b2", 20), Digest: "sha256:" + strings.Repeat("7c01", 16)}
 )
 
+// patience is for what takes a moment on an idle machine, and much longer under
+// the race detector on a busy one.
+const patience = 3 * time.Minute
+
 // beforeFrame is called before the real model emits a frame, numbered from 0
 // in each generation.
 type beforeFrame func(ctx context.Context, frame int) error
@@ -78,6 +82,7 @@ func newWorker(t *testing.T, before beforeFrame) *httptest.Server {
 	s, err := worker.New(worker.Config{
 		Model: model{before: before}, Devices: []string{"GPU-0"}, Identity: workerIdentity,
 		Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(),
+		GenerationTimeout: patience, WriteTimeout: patience,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -98,7 +103,10 @@ func newUI(t *testing.T, worker *httptest.Server, change ...func(*ui.Config)) *h
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := ui.Config{WorkerURL: address, Identity: uiIdentity, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()}
+	config := ui.Config{
+		WorkerURL: address, Identity: uiIdentity, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(),
+		HeaderTimeout: patience, StallTimeout: patience, GenerationTimeout: patience,
+	}
 	for _, c := range change {
 		c(&config)
 	}
@@ -128,14 +136,14 @@ func ask(t *testing.T, ctx context.Context, base, body string) *http.Response {
 // caller has the last byte.
 func askWhenFree(t *testing.T, base, body string) *http.Response {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		r := ask(t, t.Context(), base, body)
 		if r.StatusCode != http.StatusTooManyRequests {
 			return r
 		}
 		_ = r.Body.Close()
 		if time.Now().After(deadline) {
-			t.Fatal("the GPU was busy for 20 s")
+			t.Fatal("the GPU never became free")
 		}
 	}
 }
@@ -435,7 +443,7 @@ func TestABadConfigurationSaysWhatToSet(t *testing.T) {
 func expectMetric(t *testing.T, registry *prometheus.Registry, name string, labels map[string]string, want float64) {
 	t.Helper()
 	var got float64
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if got = metricValue(t, registry, name, labels); got == want {
 			return
 		}

@@ -28,8 +28,9 @@ import (
 	"github.com/omnivision/omnivision/worker/serve"
 )
 
-// patience is for what happens at once on an idle machine.
-const patience = 30 * time.Second
+// patience is for what happens at once on an idle machine, and much later under
+// the race detector on a busy one.
+const patience = 2 * time.Minute
 
 var identity = api.Identity{Region: "us-west-2", Cluster: "cluster-aws", Version: "1.2.3", Commit: strings.Repeat("ab", 20), Digest: "sha256:" + strings.Repeat("12", 32)}
 
