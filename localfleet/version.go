@@ -1,12 +1,11 @@
 package localfleet
 
 import (
-	"os/exec"
-	"strings"
-)
+	"context"
+	"time"
 
-// baseVersion is the release that the working tree leads to.
-const baseVersion = "0.1.0"
+	"github.com/omnivision/omnivision/conveyor/source"
+)
 
 // sourceVersion says which source the fleet's own images are built from.
 type sourceVersion struct {
@@ -14,21 +13,17 @@ type sourceVersion struct {
 	Commit string
 }
 
-// readVersion asks Git. A source without Git has only the base version.
-func readVersion(source string) sourceVersion {
-	git := func(args ...string) string {
-		out, err := exec.Command("git", append([]string{"-C", source}, args...)...).Output()
-		if err != nil {
-			return ""
-		}
-		return strings.TrimSpace(string(out))
+// readVersion asks Git. Unlike a release, a rehearsal may be of a source without Git
+// or with changes that no commit has.
+func readVersion(dir string) sourceVersion {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	revision, err := source.Read(ctx, dir)
+	if err != nil {
+		return sourceVersion{Tag: source.BaseVersion, Commit: "unknown"}
 	}
-	count, commit := git("rev-list", "--count", "HEAD"), git("rev-parse", "--verify", "HEAD")
-	if count == "" || commit == "" {
-		return sourceVersion{Tag: baseVersion, Commit: "unknown"}
+	if revision.Dirty {
+		revision.Commit += "-dirty"
 	}
-	if git("status", "--porcelain") != "" {
-		commit += "-dirty"
-	}
-	return sourceVersion{Tag: baseVersion + "-" + count, Commit: commit}
+	return sourceVersion{Tag: revision.Version, Commit: revision.Commit}
 }
