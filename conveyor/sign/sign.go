@@ -1,0 +1,185 @@
+// Package sign says of an image who built it, from what, and what a scan found, in
+// signed statements that are kept beside it.
+//
+// The index and each platform's image are signed: admission sees the digest that a Pod
+// names, which may be either (P35). A signature names its repository and version (P33);
+// provenance, SBOM and scan are about the digest alone, and are copied to each
+// repository as they are.
+//
+// A statement that is there already, by the same signer and with the same content, is
+// not made again, so a run that was killed goes on where it was. Nothing counts as done
+// before it was read back from the registry and verified.
+package sign
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/omnivision/omnivision/conveyor/referrers"
+	"github.com/omnivision/omnivision/conveyor/verify"
+)
+
+// Request is what to sign.
+type Request struct {
+	Digest       string // of the index
+	Version      string
+	Platforms    []Platform
+	Repositories []name.Repository
+	Origin       Origin
+}
+
+// Platform is one image of the index, with what is known of it.
+type Platform struct {
+	Platform string
+	Digest   string
+	SBOM     json.RawMessage
+	Scan     ScanResult
+}
+
+// Result is what was signed.
+type Result struct {
+	Signer     verify.Identity `json:"signer"`
+	Statements int             `json:"statements"` // in each repository
+}
+
+// wanted is a statement that must be beside an image.
+type wanted struct {
+	image         name.Digest
+	predicateType string
+	payload       []byte
+}
+
+// Publish makes every statement of a release be in every repository.
+func Publish(ctx context.Context, s *Signer, r Request, report func(string), options ...remote.Option) (Result, error) {
+	all, err := r.wanted(s.Identity())
+	if err != nil {
+		return Result{}, err
+	}
+	bundles := map[string][]byte{} // by payload: what is about the digest alone is signed once
+	for i, w := range all {
+		report(fmt.Sprintf("%d of %d: %s of %s", i+1, len(all), w.predicateType, w.image.Context()))
+		if err := s.ensure(ctx, w, bundles, options); err != nil {
+			return Result{}, err
+		}
+	}
+	if err := missing(ctx, s.Policy(), all, options); err != nil {
+		return Result{}, fmt.Errorf("reading back what was signed: %w", err)
+	}
+	return Result{Signer: s.Identity(), Statements: len(all) / len(r.Repositories)}, nil
+}
+
+// Check reports what is missing of what a signer of the policy's identity signs.
+func Check(ctx context.Context, policy verify.Policy, r Request, options ...remote.Option) error {
+	all, err := r.wanted(policy.Identity)
+	if err != nil {
+		return err
+	}
+	return missing(ctx, policy, all, options)
+}
+
+// ensure signs and attaches a statement unless it is there.
+func (s *Signer) ensure(ctx context.Context, w wanted, bundles map[string][]byte, options []remote.Option) error {
+	have, _, err := s.Policy().Image(ctx, w.image, options...)
+	if err != nil {
+		return err
+	}
+	if contains(have, w) {
+		return nil
+	}
+	bundle, ok := bundles[string(w.payload)]
+	if !ok {
+		if bundle, err = s.sign(ctx, w.payload); err != nil {
+			return fmt.Errorf("signing %s of %s: %w", w.predicateType, w.image, err)
+		}
+		bundles[string(w.payload)] = bundle
+	}
+	if _, err := s.Policy().Bundle(bundle, w.image); err != nil {
+		return fmt.Errorf("what was just signed does not verify, so it is not published; check that trusted root and signing config belong together: %w", err)
+	}
+	return referrers.Attach(ctx, w.image, bundle, w.predicateType, options...)
+}
+
+func contains(have []verify.Statement, w wanted) bool {
+	for _, statement := range have {
+		if bytes.Equal(statement.Payload, w.payload) {
+			return true
+		}
+	}
+	return false
+}
+
+func missing(ctx context.Context, policy verify.Policy, all []wanted, options []remote.Option) error {
+	images := map[string][]verify.Statement{}
+	for _, w := range all {
+		have, ok := images[w.image.String()]
+		if !ok {
+			var err error
+			if have, _, err = policy.Image(ctx, w.image, options...); err != nil {
+				return err
+			}
+			images[w.image.String()] = have
+		}
+		if !contains(have, w) {
+			return fmt.Errorf("%s has no statement %s by %s", w.image, w.predicateType, policy.Identity)
+		}
+	}
+	return nil
+}
+
+// wanted lists the statements of a release, repository by repository.
+func (r Request) wanted(signer verify.Identity) ([]wanted, error) {
+	if len(r.Repositories) == 0 || len(r.Platforms) == 0 {
+		return nil, errors.New("signing takes a repository and the images of the index")
+	}
+	var all []wanted
+	for _, repository := range r.Repositories {
+		add := func(digest, predicateType string, payload []byte, err error) error {
+			if err != nil {
+				return fmt.Errorf("stating %s of %s: %w", predicateType, digest, err)
+			}
+			all = append(all, wanted{image: repository.Digest(digest), predicateType: predicateType, payload: payload})
+			return nil
+		}
+		if err := r.each(repository, signer, add); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+func (r Request) each(repository name.Repository, signer verify.Identity, add func(digest, predicateType string, payload []byte, err error) error) error {
+	digests, platforms := []string{r.Digest}, []string(nil)
+	for _, p := range r.Platforms {
+		digests, platforms = append(digests, p.Digest), append(platforms, p.Platform)
+	}
+	for _, digest := range digests {
+		payload, err := signature(repository, digest, r.Version)
+		if err := add(digest, verify.Signature, payload, err); err != nil {
+			return err
+		}
+		payload, err = provenance(digest, platforms, r.Origin, signer)
+		if err := add(digest, verify.Provenance, payload, err); err != nil {
+			return err
+		}
+	}
+	for _, p := range r.Platforms {
+		if len(p.SBOM) == 0 || len(p.Scan.Result) == 0 {
+			return fmt.Errorf("the image for %s has no scan: nothing unscanned is signed", p.Platform)
+		}
+		payload, err := sbom(p.Digest, p.SBOM)
+		if err := add(p.Digest, verify.SBOM, payload, err); err != nil {
+			return err
+		}
+		payload, err = scanned(p.Digest, p.Scan)
+		if err := add(p.Digest, verify.Scan, payload, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
