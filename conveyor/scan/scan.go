@@ -143,6 +143,26 @@ func (s Scanner) Fresh(db Database) error {
 	return nil
 }
 
+// Recheck decides anew about an earlier scan: its database may have become stale
+// meanwhile, and an exception may have ended.
+func (s Scanner) Recheck(app string, have Result) error {
+	if err := s.Fresh(have.Database); err != nil {
+		return err
+	}
+	var findings []Finding
+	for _, image := range have.Images {
+		parsed, err := Parse(image.Report)
+		if err != nil {
+			return err
+		}
+		findings = append(findings, parsed.Findings()...)
+	}
+	if stopping, _ := s.Exceptions.split(app, once(findings), s.time()); len(stopping) > 0 {
+		return &VulnerableError{Findings: stopping, Expired: s.Exceptions.expired(app, stopping, s.time())}
+	}
+	return nil
+}
+
 func (s Scanner) time() time.Time {
 	if s.now == nil {
 		return time.Now()

@@ -188,9 +188,28 @@ func TestExceptionLetsOneAdvisoryPassUntilItsLastDay(t *testing.T) {
 	if _, err := s.Scan(t.Context(), "omnivision-ui", targets(), nothing); err == nil {
 		t.Error("it covers another app")
 	}
+	if err := s.Recheck("omnivision-worker", result); err != nil {
+		t.Errorf("looked at again on its last day: %v", err)
+	}
 	s.now = func() time.Time { return time.Date(2026, 11, 25, 0, 0, 0, 0, time.UTC) }
+	var vulnerable *VulnerableError
+	if err := s.Recheck("omnivision-worker", result); !errors.As(err, &vulnerable) {
+		t.Errorf("looked at again on the day after: %v", err)
+	}
 	if _, err := s.Scan(t.Context(), "omnivision-worker", targets(), nothing); err == nil || !strings.Contains(err.Error(), "The exception for CVE-2026-1000 in golang.org/x/net ended on 2026-11-24.") {
 		t.Errorf("on the day after: %v", err)
+	}
+}
+
+func TestScanOfLastWeekIsNoScan(t *testing.T) {
+	s, _ := newScanner(t, answers{Reports: map[string]string{amd64: report(), arm64: report()}})
+	result, err := s.Scan(t.Context(), "omnivision-worker", targets(), nothing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.now = func() time.Time { return today.AddDate(0, 0, 7) }
+	if err := s.Recheck("omnivision-worker", result); !errors.Is(err, ErrStale) {
+		t.Errorf("error is %v", err)
 	}
 }
 

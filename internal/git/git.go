@@ -30,10 +30,14 @@ func Own(dir string) Git {
 // Clean returns a git without the caller's configuration: nobody's signing, line-end
 // or address rewriting settings decide what is written.
 func Clean(dir string, env ...string) Git {
-	return Git{Dir: dir, Env: append([]string{
-		"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "LC_ALL=C", "GIT_TERMINAL_PROMPT=0",
-		"GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=/dev/null",
-	}, env...)}
+	clean := []string{"HOME=/nonexistent", "LC_ALL=C", "GIT_TERMINAL_PROMPT=0", "GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=/dev/null"}
+	// How the network is reached is the machine's, not a person's.
+	for _, name := range []string{"PATH", "TMPDIR", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR"} {
+		if value, ok := os.LookupEnv(name); ok {
+			clean = append(clean, name+"="+value)
+		}
+	}
+	return Git{Dir: dir, Env: append(clean, env...)}
 }
 
 // Setting is a line of Git's configuration.

@@ -1,0 +1,460 @@
+// Package propose brings a release into the GitOps repository as a pull request: one
+// branch for each app and wave, with at most one open pull request, which a later
+// release replaces the content of.
+//
+// The branch holds one commit on top of the base: the base's files with tag and digest
+// of the app in the clusters of the wave, and nothing else. That commit's message is
+// the text of the pull request, so whoever comes last, and whoever was killed half way,
+// can make the pull request say what its branch holds.
+//
+// Nothing is remembered between two calls. What there is to do follows from the base,
+// the branch and the forge alone, so every call may be repeated, and several may run at
+// once: a push is refused by Git when the branch has moved, and then all is looked at
+// anew. A build never replaces a newer one (P42), and one that was taken out of Git, or
+// whose pull request a person closed, is not proposed again by itself (P43).
+package propose
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/omnivision/omnivision/conveyor/source"
+	"github.com/omnivision/omnivision/fleet"
+	"github.com/omnivision/omnivision/forge"
+)
+
+// Forge is what is asked of a forge.
+type Forge interface {
+	forge.PullRequests
+	Head(ctx context.Context, branch string) (sha string, err error)
+}
+
+// Proposer proposes to one GitOps repository.
+type Proposer struct {
+	Forge  Forge
+	Remote Remote
+	Base   string // branch that the clusters follow
+
+	// Patience is how long a call may take, waiting for the forge included; zero is
+	// three minutes.
+	Patience time.Duration
+	// Report is told what is waited for; nil is allowed.
+	Report func(detail string)
+
+	// before is called with the name of each step that asks or changes something
+	// outside; a test ends a run there.
+	before func(step string) error
+}
+
+// Request is what to propose.
+type Request struct {
+	App     string
+	Wave    int
+	Release fleet.Release
+	// Time dates the commit; that of the source's makes the same proposal the same
+	// commit.
+	Time time.Time
+	Text Text
+	// Describe, if set, makes the text when it is known what each cluster runs.
+	Describe func(ctx context.Context, released map[string]fleet.Release) (Text, error)
+	// Again proposes a build although it was taken out of Git, or its pull request
+	// was closed by a person.
+	Again bool
+}
+
+// State is what became of a request.
+type State string
+
+// The states.
+const (
+	Proposed   State = "proposed"   // a pull request is open with exactly this release
+	Released   State = "released"   // the base has it already: there is nothing to propose
+	Superseded State = "superseded" // a newer build is on the base, or proposed
+)
+
+// Result is what a call ends in.
+type Result struct {
+	State State `json:"state"`
+	// By is the newer release, if superseded.
+	By       string   `json:"by,omitempty"`
+	Clusters []string `json:"clusters"` // of the wave
+	Branch   string   `json:"branch"`
+	Commit   string   `json:"commit,omitempty"` // that the branch points at
+	Number   int64    `json:"number,omitempty"` // of the pull request
+	URL      string   `json:"url,omitempty"`
+}
+
+// What a person has to decide.
+var (
+	// ErrTagMoved says that the base has another image under the same tag (P3).
+	ErrTagMoved = errors.New("the tag names another image in Git already")
+	// ErrTakenBack says that the base had this image and has it no more.
+	ErrTakenBack = errors.New("this image was in Git and was taken out again")
+	// ErrRejected says that a person closed the pull request of this release.
+	ErrRejected = errors.New("the pull request of this release was closed without a merge")
+	// ErrForeign says that the branch holds commits that no release made.
+	ErrForeign = errors.New("the branch holds somebody else's commits")
+)
+
+// Branch is the one branch of an app and a wave.
+func Branch(app string, wave int) string { return fmt.Sprintf("release/%s/wave-%d", app, wave) }
+
+// Propose makes the state of the repository and the forge be as the request says.
+func (p *Proposer) Propose(ctx context.Context, r Request) (Result, error) {
+	patience := p.Patience
+	if patience == 0 {
+		patience = 3 * time.Minute
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not done within %s", patience))
+	defer cancel()
+	result, err := p.propose(ctx, r)
+	if err != nil {
+		return Result{}, fmt.Errorf("proposing %s %s for wave %d: %w", r.App, r.Release.Tag, r.Wave, err)
+	}
+	return result, nil
+}
+
+func (p *Proposer) propose(ctx context.Context, r Request) (Result, error) {
+	repo, err := p.Remote.open(ctx)
+	if err != nil {
+		return Result{}, err
+	}
+	defer repo.close() //nolint:errcheck // below the system's temporary directory
+	for {
+		result, err := p.attempt(ctx, repo, r)
+		if !errors.Is(err, errMoved) && !errors.Is(err, forge.Conflict) {
+			return result, err
+		}
+		p.report("looking again: " + err.Error())
+		if end := pause(ctx, movedPause); end != nil {
+			return Result{}, fmt.Errorf("%w; the last attempt ended with: %w", end, err)
+		}
+	}
+}
+
+// errMoved says that somebody else changed what this attempt was made for.
+var errMoved = errors.New("it moved meanwhile")
+
+const movedPause = 100 * time.Millisecond
+
+// attempt is the story of a proposal: look, decide, push, show.
+func (p *Proposer) attempt(ctx context.Context, repo *repository, r Request) (Result, error) {
+	view, err := p.look(ctx, repo, r)
+	if err != nil {
+		return Result{}, err
+	}
+	result, err := p.decide(ctx, view, r)
+	if err != nil || result.State == Released {
+		return result, err
+	}
+	switch {
+	case result.State == Proposed:
+		result.Commit, err = p.push(ctx, repo, view, r)
+	case result.Commit != "":
+		// The run that pushed the newer build may have been killed before it
+		// showed it, or this one may have just written its text over the other's.
+		err = repo.ours(ctx, view)
+	default:
+		return result, nil
+	}
+	if err != nil {
+		return Result{}, err
+	}
+	pr, err := p.show(ctx, repo, view, result.Commit)
+	if moved := p.settled(ctx, repo, view, result.Commit); moved != nil && (err == nil || errors.Is(moved, errMoved)) {
+		err = moved
+	}
+	result.Number, result.URL = pr.Number, pr.URL
+	return result, err
+}
+
+// view is the state of the world that a proposal is decided from.
+type view struct {
+	branch   string
+	base     string // commit of the base
+	head     string // commit of the branch; empty if there is none
+	app      fleet.App
+	clusters []string
+	released map[string]fleet.Release // on the base, by cluster
+	proposed map[string]fleet.Release // on the branch, by cluster; nil if there is none
+	files    map[string][]byte        // with the new release, by path
+	latest   forge.PullRequest        // newest that was ever opened from the branch; number 0 if none was
+}
+
+func (p *Proposer) look(ctx context.Context, repo *repository, r Request) (*view, error) {
+	v := &view{branch: Branch(r.App, r.Wave)}
+	err := p.ask(ctx, "fetch", func() (err error) {
+		v.base, v.head, err = repo.fetch(ctx, p.Base, v.branch)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	tree := repo.tree(ctx, v.base)
+	f, err := fleet.Load(tree)
+	if err != nil {
+		return nil, err
+	}
+	if v.app, err = f.App(r.App); err != nil {
+		return nil, err
+	}
+	for _, c := range f.Clusters {
+		if c.Wave == r.Wave {
+			v.clusters = append(v.clusters, c.Name)
+		}
+	}
+	if len(v.clusters) == 0 {
+		return nil, fmt.Errorf("%s has no cluster in wave %d", fleet.File, r.Wave)
+	}
+	if v.released, err = releases(tree, v.app, v.clusters); err != nil {
+		return nil, err
+	}
+	if v.files, err = edited(tree, v.app, v.clusters, r.Release); err != nil {
+		return nil, err
+	}
+	if v.head != "" {
+		// A branch that does not parse holds no release of ours to respect; whose
+		// commits it has is looked at before anything is pushed.
+		v.proposed, _ = releases(repo.tree(ctx, v.head), v.app, v.clusters)
+	}
+	v.latest, err = p.latest(ctx, v.branch)
+	return v, err
+}
+
+func releases(tree fs.FS, app fleet.App, clusters []string) (map[string]fleet.Release, error) {
+	found := map[string]fleet.Release{}
+	for _, cluster := range clusters {
+		release, err := fleet.ReadRelease(tree, app, cluster)
+		if err != nil {
+			return nil, err
+		}
+		found[cluster] = release
+	}
+	return found, nil
+}
+
+// edited returns the release files with the new release: the values change in place,
+// and fleet.SetRelease proves that nothing else does (P5).
+func edited(tree fs.FS, app fleet.App, clusters []string, release fleet.Release) (map[string][]byte, error) {
+	files := map[string][]byte{}
+	for _, cluster := range clusters {
+		path := app.ReleaseFile(cluster)
+		before, err := fs.ReadFile(tree, path)
+		if err != nil {
+			return nil, fmt.Errorf("reading %s: %w", path, err)
+		}
+		after, err := fleet.SetRelease(before, app, release)
+		if err != nil {
+			return nil, fmt.Errorf("editing %s: %w", path, err)
+		}
+		files[path] = after
+	}
+	return files, nil
+}
+
+// decide says what a view means for a request. It changes nothing, except that it
+// closes a pull request that the base has overtaken.
+func (p *Proposer) decide(ctx context.Context, v *view, r Request) (Result, error) {
+	result := Result{State: Proposed, Branch: v.branch, Clusters: v.clusters}
+	newer, err := newest(v.released, r.Release)
+	switch {
+	case err != nil:
+		return Result{}, fmt.Errorf("%s at %s: %w", p.Base, short(v.base), err)
+	case newer != "":
+		result.State, result.By = Superseded, newer
+		return result, p.retire(ctx, v)
+	case all(v.released, r.Release):
+		result.State = Released
+		return result, p.retire(ctx, v)
+	}
+	if v.live() && v.proposed != nil {
+		// Another image under the same tag is replaced here: nobody runs it yet.
+		if newer, err := newest(v.proposed, r.Release); err == nil && newer != "" {
+			result.State, result.By, result.Commit = Superseded, newer, v.head
+			return result, nil
+		}
+	}
+	if !r.Again && v.latest.State == forge.Closed && r.named(v.latest.Body) {
+		return Result{}, fmt.Errorf("%w: see %s; ask for it again to propose it anyway", ErrRejected, v.latest.URL)
+	}
+	return result, nil
+}
+
+// newest returns the newest release that is newer than the one to propose, if any.
+func newest(have map[string]fleet.Release, proposed fleet.Release) (string, error) {
+	newest := proposed.Tag
+	for cluster, release := range have {
+		if release.Empty() {
+			continue
+		}
+		if release.Tag == proposed.Tag && release.Digest != proposed.Digest {
+			return "", fmt.Errorf("%w: %s of %s is %s, not %s; a build is never replaced under its tag: commit something and build that", ErrTagMoved, release.Tag, cluster, release.Digest, proposed.Digest)
+		}
+		order, err := source.Compare(release.Tag, newest)
+		if err != nil {
+			return "", fmt.Errorf("comparing with what %s runs: %w", cluster, err)
+		}
+		if order > 0 {
+			newest = release.Tag
+		}
+	}
+	if newest == proposed.Tag {
+		return "", nil
+	}
+	return newest, nil
+}
+
+func all(have map[string]fleet.Release, want fleet.Release) bool {
+	for _, release := range have {
+		if release != want {
+			return false
+		}
+	}
+	return true
+}
+
+// latest returns the newest pull request that was ever opened from the branch.
+func (p *Proposer) latest(ctx context.Context, branch string) (latest forge.PullRequest, err error) {
+	err = p.ask(ctx, "find pull requests", func() error {
+		found, err := p.Forge.FindPullRequests(ctx, forge.Query{Head: branch, Base: p.Base, State: forge.All, Limit: 1})
+		if err == nil && len(found) > 0 {
+			latest = found[0]
+		}
+		return err
+	})
+	return latest, err
+}
+
+// live reports whether the branch is a proposal: its pull request is open, or a run was
+// killed before it opened one. A branch that was left behind by a merge, or by a person
+// who closed its pull request, is none.
+func (v *view) live() bool {
+	return v.head != "" && (v.latest.Number == 0 || v.latest.State == forge.Open || v.latest.HeadSHA != v.head)
+}
+
+// retire closes the open pull request of the branch if it proposes nothing that is newer
+// than the base: merging it would take the base back.
+func (p *Proposer) retire(ctx context.Context, v *view) error {
+	if v.head == "" || v.proposed == nil {
+		return nil
+	}
+	for cluster, release := range v.proposed {
+		order, err := source.Compare(release.Tag, v.released[cluster].Tag)
+		if err != nil || order > 0 {
+			return nil
+		}
+	}
+	if v.latest.State != forge.Open {
+		return nil
+	}
+	return p.ask(ctx, "close pull request", func() error { return p.Forge.ClosePullRequest(ctx, v.latest.Number) })
+}
+
+// push makes the branch hold the release, and returns its commit.
+func (p *Proposer) push(ctx context.Context, repo *repository, v *view, r Request) (string, error) {
+	if !r.Again {
+		back, err := repo.takenBack(ctx, v, r.Release.Digest)
+		if err != nil {
+			return "", err
+		}
+		if back != "" {
+			return "", fmt.Errorf("%w: by commit %s; ask for it again to propose it anyway", ErrTakenBack, back)
+		}
+	}
+	if r.Describe != nil {
+		var err error
+		if r.Text, err = r.Describe(ctx, v.released); err != nil {
+			return "", fmt.Errorf("describing the release: %w", err)
+		}
+	}
+	commit, err := repo.commit(ctx, v, r)
+	if err != nil || commit == v.head {
+		return commit, err
+	}
+	if err := repo.ours(ctx, v); err != nil {
+		return "", err
+	}
+	return commit, p.ask(ctx, "push", func() error { return repo.push(ctx, v.branch, v.head, commit) })
+}
+
+// show makes the forge have one open pull request that says what the branch holds.
+func (p *Proposer) show(ctx context.Context, repo *repository, v *view, commit string) (forge.PullRequest, error) {
+	if err := p.known(ctx, repo, v.branch, commit); err != nil {
+		return forge.PullRequest{}, err
+	}
+	title, body, err := repo.message(ctx, commit)
+	if err != nil {
+		return forge.PullRequest{}, err
+	}
+	var pr forge.PullRequest
+	err = p.ask(ctx, "ensure pull request", func() (err error) {
+		pr, _, err = forge.EnsurePullRequest(ctx, p.Forge, forge.Proposal{Title: title, Body: body, Head: v.branch, Base: p.Base})
+		return err
+	})
+	return pr, err
+}
+
+// known waits until the forge knows the branch at the commit: it takes a push in first,
+// and enters it into its database a moment later.
+func (p *Proposer) known(ctx context.Context, repo *repository, branch, commit string) error {
+	for {
+		var head string
+		err := p.ask(ctx, "get branch", func() (err error) {
+			if head, err = p.Forge.Head(ctx, branch); errors.Is(err, forge.NotFound) {
+				head, err = "", nil
+			}
+			return err
+		})
+		if err != nil || head == commit {
+			return err
+		}
+		// It may never know it: another run may have pushed over this commit.
+		if _, now, err := repo.heads(ctx, p.Base, branch); err == nil && now != commit {
+			return fmt.Errorf("%s is at %s, not at %s: %w", branch, short(now), short(commit), errMoved)
+		}
+		p.report(fmt.Sprintf("waiting until the forge knows %s at %s; it has %s", branch, short(commit), short(head)))
+		if err := pause(ctx, knownPause); err != nil {
+			return fmt.Errorf("waiting until the forge knows %s at %s, it has %s: %w", branch, short(commit), short(head), err)
+		}
+	}
+}
+
+const knownPause = 50 * time.Millisecond
+
+// settled reports errMoved unless base and branch are what they were: another run may
+// have pushed while this one wrote its text over the other's.
+func (p *Proposer) settled(ctx context.Context, repo *repository, v *view, commit string) error {
+	var base, head string
+	err := p.ask(ctx, "look again", func() (err error) {
+		base, head, err = repo.heads(ctx, p.Base, v.branch)
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case base != v.base:
+		return fmt.Errorf("%s went from %s to %s: %w", p.Base, short(v.base), short(base), errMoved)
+	case head != commit:
+		return fmt.Errorf("%s went from %s to %s: %w", v.branch, short(commit), short(head), errMoved)
+	}
+	return nil
+}
+
+func (p *Proposer) report(detail string) {
+	if p.Report != nil {
+		p.Report(detail)
+	}
+}
+
+func short(commit string) string {
+	if len(commit) > 10 {
+		return commit[:10]
+	}
+	if commit == "" {
+		return "nothing"
+	}
+	return commit
+}

@@ -1,0 +1,134 @@
+package propose
+
+import (
+	"fmt"
+	"strings"
+	"unicode"
+
+	"github.com/omnivision/omnivision/conveyor/source"
+)
+
+// Text is what the pull request says beside the release itself.
+type Text struct {
+	// Facts are the evidence: scan, signer, provenance.
+	Facts []Fact
+	// Commits are the newest since the last release, Total all of them.
+	Commits []source.Commit
+	Total   int
+	// Plan is what each cluster would change, as Markdown of our own making.
+	Plan string
+}
+
+// Fact is one line of evidence. The value may come from anywhere and is shown as it is;
+// the name is ours.
+type Fact struct{ Name, Value string }
+
+// Forges cut or refuse texts that are longer than some 65,000 characters.
+const (
+	maxPlan    = 30_000
+	maxCommits = 50
+	maxValue   = 300
+)
+
+// message is the text of the commit, and so of the pull request.
+func (r Request) message(v *view) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Release %s %s to %s\n\n", r.App, r.Release.Tag, strings.Join(v.clusters, ", "))
+	for _, cluster := range v.clusters {
+		from := v.released[cluster]
+		what := code(from.Tag)
+		if from.Empty() {
+			what = "nothing"
+		}
+		fmt.Fprintf(&b, "- %s: %s → %s\n", code(cluster), what, code(r.Release.Tag))
+	}
+	fmt.Fprintf(&b, "- Image: %s\n", code(r.Release.Digest))
+	for _, fact := range r.Text.Facts {
+		fmt.Fprintf(&b, "- %s: %s\n", fact.Name, code(fact.Value))
+	}
+	r.Text.commits(&b)
+	r.Text.plan(&b)
+	fmt.Fprintf(&b, "\n%s\n", r.trailer())
+	return b.String()
+}
+
+func (t Text) commits(b *strings.Builder) {
+	if t.Total == 0 {
+		return
+	}
+	fmt.Fprintf(b, "\n### Commits since the last release: %d\n\n", t.Total)
+	shown := t.Commits[:min(len(t.Commits), maxCommits)]
+	for _, c := range shown {
+		fmt.Fprintf(b, "- %s %s, %s\n", code(short(c.SHA)), code(c.Subject), code(c.Author))
+	}
+	if more := t.Total - len(shown); more > 0 {
+		fmt.Fprintf(b, "- and %d more\n", more)
+	}
+}
+
+func (t Text) plan(b *strings.Builder) {
+	switch {
+	case t.Plan == "":
+	case len(t.Plan) > maxPlan:
+		// Cutting Markdown would leave what is open in it open.
+		fmt.Fprintf(b, "\n### Plan\n\nThe plan has %d characters, too many for this text: see the plan's own comment.\n", len(t.Plan))
+	default:
+		fmt.Fprintf(b, "\n### Plan\n\n%s\n", strings.TrimSpace(t.Plan))
+	}
+}
+
+// trailer names the release to machines, in the commit and in the pull request.
+func (r Request) trailer() string {
+	return fmt.Sprintf("%s: %s %s %s", releaseTrailer, r.App, r.Release.Tag, r.Release.Digest)
+}
+
+// named reports whether a pull request's text is of this release.
+func (r Request) named(body string) bool {
+	for line := range strings.Lines(body) {
+		if strings.TrimSpace(line) == r.trailer() {
+			return true
+		}
+	}
+	return false
+}
+
+// code shows text that may be anybody's as what it is: no link, no mention, no image, no
+// HTML, no end of the line, and no character that hides or reorders others.
+func code(text string) string {
+	text = strings.Map(func(r rune) rune {
+		switch {
+		case unicode.IsSpace(r) || unicode.IsControl(r):
+			return ' '
+		case unicode.Is(unicode.Cf, r) || r == unicode.ReplacementChar:
+			return -1
+		}
+		return r
+	}, text)
+	text = strings.Join(strings.Fields(text), " ")
+	if runes := []rune(text); len(runes) > maxValue {
+		text = string(runes[:maxValue-1]) + "…"
+	}
+	if text == "" {
+		return "none"
+	}
+	// https://spec.commonmark.org/0.31.2/#code-spans: a span ends at a run of as many
+	// backticks as it began with.
+	fence := strings.Repeat("`", longestRun(text)+1)
+	if len(fence) > 1 {
+		return fence + " " + text + " " + fence
+	}
+	return fence + text + fence
+}
+
+func longestRun(text string) int {
+	longest, run := 0, 0
+	for _, r := range text {
+		if r != '`' {
+			run = 0
+			continue
+		}
+		run++
+		longest = max(longest, run)
+	}
+	return longest
+}

@@ -1,0 +1,288 @@
+// Package release is the belt as it is run: which stages a release has, what each of
+// them hands to the next, and what of their results is asked of the world again before a
+// stage is skipped.
+package release
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/omnivision/omnivision/conveyor"
+	"github.com/omnivision/omnivision/conveyor/build"
+	"github.com/omnivision/omnivision/conveyor/propose"
+	"github.com/omnivision/omnivision/conveyor/scan"
+	"github.com/omnivision/omnivision/conveyor/sign"
+	"github.com/omnivision/omnivision/conveyor/source"
+	"github.com/omnivision/omnivision/conveyor/verify"
+	"github.com/omnivision/omnivision/fleet"
+)
+
+// The stages.
+const (
+	Build   = "build"
+	Scan    = "scan"
+	Sign    = "sign"
+	Propose = "propose"
+)
+
+// Release is a release of one app, with who does its stages.
+type Release struct {
+	App      string
+	Wave     int
+	Again    bool // propose what was taken back or rejected
+	Dir      string
+	Source   string // URL of the source repository
+	Revision source.Revision
+
+	Dockerfile string
+	Args       map[string]string // of the build
+	Layouts    map[string]string // base images from this machine
+	Platforms  []string
+	Cache      string // of layers, in a registry
+	Invocation string // URL of the job, if this is one
+
+	Repositories []name.Repository
+	Registry     []remote.Option
+
+	Builder  Builder
+	Scanner  Scanner
+	Proposer Proposer
+	// Signer is asked for when something is to be signed: a token lives for minutes.
+	Signer func(ctx context.Context) (*sign.Signer, error)
+	// Policy believes what an identity signed in an earlier run.
+	Policy func(verify.Identity) verify.Policy
+	// Plan says as Markdown what each cluster would change; nil says nothing.
+	Plan func(ctx context.Context, release fleet.Release) (string, error)
+}
+
+// Builder builds images and knows whether one is still there.
+type Builder interface {
+	Build(ctx context.Context, r build.Request, report func(string)) (build.Result, error)
+	Check(ctx context.Context, repositories []name.Repository, have build.Result) error
+}
+
+// Scanner scans images and knows whether a scan still counts.
+type Scanner interface {
+	Scan(ctx context.Context, app string, targets []scan.Target, report func(string)) (scan.Result, error)
+	Recheck(app string, have scan.Result) error
+}
+
+// Proposer brings a release into Git.
+type Proposer interface {
+	Propose(ctx context.Context, r propose.Request) (propose.Result, error)
+}
+
+// Belt is the release as stages. A working tree with changes is refused: what is
+// released is what Git has.
+func (r Release) Belt(store conveyor.Store, watcher conveyor.Watcher) (conveyor.Belt, error) {
+	if r.Revision.Dirty {
+		return conveyor.Belt{}, fmt.Errorf("the checkout in %s has changes that no commit has: commit or stash them", r.Dir)
+	}
+	return conveyor.Belt{
+		Subject: conveyor.Subject{App: r.App, Commit: r.Revision.Commit, Version: r.Revision.Version},
+		Store:   store, Watcher: watcher,
+		Stages: []conveyor.Stage{
+			{Name: Build, Check: r.checkBuild, Run: r.build},
+			{Name: Scan, Check: r.checkScan, Run: r.scan},
+			{Name: Sign, Check: r.checkSign, Run: r.sign},
+			{Name: Propose, Run: r.propose},
+		},
+	}, nil
+}
+
+// built is the evidence of the first stage.
+type built struct {
+	build.Result
+	Invocation string `json:"invocation,omitempty"`
+}
+
+func (r Release) build(ctx context.Context, _ conveyor.Results, report func(string)) (any, error) {
+	dir, err := os.MkdirTemp("", "omnivision-build-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir) //nolint:errcheck // below the system's temporary directory
+	files := filepath.Join(dir, "context")
+	if err := source.Export(ctx, r.Dir, r.Revision.Commit, files); err != nil {
+		return nil, err
+	}
+	result, err := r.Builder.Build(ctx, build.Request{
+		Context: files, Dockerfile: r.Dockerfile, Title: r.App, Source: r.Source,
+		Commit: r.Revision.Commit, Version: r.Revision.Version, Time: r.Revision.Time,
+		Platforms: r.Platforms, Args: r.Args, Layouts: r.Layouts, Repositories: r.Repositories, Cache: r.Cache,
+	}, report)
+	return built{Result: result, Invocation: r.Invocation}, err
+}
+
+func (r Release) checkBuild(ctx context.Context, _ conveyor.Results, raw json.RawMessage) error {
+	var have built
+	if err := json.Unmarshal(raw, &have); err != nil {
+		return err
+	}
+	return r.Builder.Check(ctx, r.Repositories, have.Result)
+}
+
+func (r Release) scan(ctx context.Context, before conveyor.Results, report func(string)) (any, error) {
+	var image built
+	if err := before.Read(Build, &image); err != nil {
+		return nil, err
+	}
+	var targets []scan.Target
+	for _, p := range image.Platforms {
+		targets = append(targets, scan.Target{Platform: p.Platform, Reference: r.Repositories[0].Digest(p.Digest).String()})
+	}
+	return r.Scanner.Scan(ctx, r.App, targets, report)
+}
+
+func (r Release) checkScan(_ context.Context, _ conveyor.Results, raw json.RawMessage) error {
+	var have scan.Result
+	if err := json.Unmarshal(raw, &have); err != nil {
+		return err
+	}
+	return r.Scanner.Recheck(r.App, have)
+}
+
+func (r Release) sign(ctx context.Context, before conveyor.Results, report func(string)) (any, error) {
+	request, err := r.signing(before)
+	if err != nil {
+		return nil, err
+	}
+	signer, err := r.Signer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return sign.Publish(ctx, signer, request, report, r.Registry...)
+}
+
+func (r Release) checkSign(ctx context.Context, before conveyor.Results, raw json.RawMessage) error {
+	var have sign.Result
+	if err := json.Unmarshal(raw, &have); err != nil {
+		return err
+	}
+	request, err := r.signing(before)
+	if err != nil {
+		return err
+	}
+	return sign.Check(ctx, r.Policy(have.Signer), request, r.Registry...)
+}
+
+// signing is what there is to sign, from what was built and scanned.
+func (r Release) signing(before conveyor.Results) (sign.Request, error) {
+	var image built
+	if err := before.Read(Build, &image); err != nil {
+		return sign.Request{}, err
+	}
+	var scanned scan.Result
+	if err := before.Read(Scan, &scanned); err != nil {
+		return sign.Request{}, err
+	}
+	request := sign.Request{
+		Digest: image.Digest, Version: r.Revision.Version, Repositories: r.Repositories,
+		Origin: sign.Origin{Source: r.Source, Commit: r.Revision.Commit, Dockerfile: r.Dockerfile, Args: r.Args, Invocation: image.Invocation},
+	}
+	for _, p := range image.Platforms {
+		at := slices.IndexFunc(scanned.Images, func(i scan.Image) bool { return i.Digest == p.Digest })
+		if at < 0 {
+			return sign.Request{}, fmt.Errorf("the image for %s, %s, was not scanned", p.Platform, p.Digest)
+		}
+		request.Platforms = append(request.Platforms, sign.Platform{
+			Platform: p.Platform, Digest: p.Digest, SBOM: scanned.Images[at].SBOM,
+			Scan: sign.ScanResult{
+				Scanner: scanned.Scanner, DatabaseVersion: fmt.Sprint(scanned.Database.Version), DatabaseUpdated: scanned.Database.UpdatedAt,
+				Scanned: scanned.Scanned, Result: scanned.Images[at].Report,
+			},
+		})
+	}
+	return request, nil
+}
+
+func (r Release) propose(ctx context.Context, before conveyor.Results, _ func(string)) (any, error) {
+	var image built
+	if err := before.Read(Build, &image); err != nil {
+		return nil, err
+	}
+	facts, err := facts(before)
+	if err != nil {
+		return nil, err
+	}
+	release := fleet.Release{Tag: r.Revision.Version, Digest: image.Digest}
+	return r.Proposer.Propose(ctx, propose.Request{
+		App: r.App, Wave: r.Wave, Release: release, Time: r.Revision.Time, Again: r.Again,
+		Describe: func(ctx context.Context, released map[string]fleet.Release) (propose.Text, error) {
+			return r.describe(ctx, facts, release, released)
+		},
+	})
+}
+
+// facts are the evidence in one line each.
+func facts(before conveyor.Results) ([]propose.Fact, error) {
+	var scanned scan.Result
+	if err := before.Read(Scan, &scanned); err != nil {
+		return nil, err
+	}
+	var signed sign.Result
+	if err := before.Read(Sign, &signed); err != nil {
+		return nil, err
+	}
+	var counts []string
+	for _, severity := range scan.Severities {
+		counts = append(counts, fmt.Sprintf("%d %s", scanned.Counts[severity], strings.ToLower(string(severity))))
+	}
+	all := []propose.Fact{
+		{Name: "Scan", Value: strings.Join(counts, ", ")},
+		{Name: "Scanned by", Value: scanned.Scanner + ", database of " + scanned.Database.UpdatedAt.Format(time.RFC3339)},
+		{Name: "Signed by", Value: signed.Signer.String()},
+	}
+	for _, e := range scanned.Excepted {
+		all = append(all, propose.Fact{Name: "Let pass", Value: fmt.Sprintf("%s %s in %s until %s: %s", e.Severity, e.ID, e.Package, e.Expires, e.Reason)})
+	}
+	return all, nil
+}
+
+// describe adds the commits since the oldest release that the wave runs, and the plan.
+func (r Release) describe(ctx context.Context, facts []propose.Fact, release fleet.Release, released map[string]fleet.Release) (propose.Text, error) {
+	text := propose.Text{Facts: facts}
+	for _, have := range released {
+		// An image that is gone, or of a commit that this checkout does not have, has
+		// no list of commits: that is no reason not to release.
+		commits, total, err := r.since(ctx, have)
+		if err == nil && total > text.Total {
+			text.Commits, text.Total = commits, total
+		}
+	}
+	if r.Plan != nil {
+		var err error
+		if text.Plan, err = r.Plan(ctx, release); err != nil {
+			return propose.Text{}, fmt.Errorf("planning: %w", err)
+		}
+	}
+	return text, nil
+}
+
+// shownCommits is how many commits a proposal lists.
+const shownCommits = 50
+
+// since lists the commits after a release, whose commit its image's index names.
+func (r Release) since(ctx context.Context, have fleet.Release) ([]source.Commit, int, error) {
+	if have.Empty() {
+		return nil, 0, nil
+	}
+	index, err := remote.Index(r.Repositories[0].Digest(have.Digest), append(slices.Clone(r.Registry), remote.WithContext(ctx))...)
+	if err != nil {
+		return nil, 0, err
+	}
+	manifest, err := index.IndexManifest()
+	if err != nil {
+		return nil, 0, err
+	}
+	return source.Log(ctx, r.Dir, manifest.Annotations["org.opencontainers.image.revision"], r.Revision.Commit, shownCommits)
+}
