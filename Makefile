@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 GO ?= go
+GOTEST ?= $(GO) test
 BIN := bin/omnivision
 CACHE ?= /var/cache/omnivision
 # Go is fetched by version where the machine's is older than a module asks for.
@@ -23,21 +24,22 @@ up: build ## bring the whole fleet up on this machine
 down: build ## end the fleet and leave nothing behind
 	$(BIN) down --cache $(CACHE)
 
+# Without cgo and with the engines' toolchain, so that what the engines have in
+# common with it is compiled once (localfleet/engine/seed.go).
 .PHONY: build
 build: ## build the omnivision program
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/omnivision
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/omnivision
 
 .PHONY: engines
 engines: build ## build the upstream programs that the fleet runs
 	$(BIN) engines build --cache $(CACHE)
 
+# Tests find the engines' programs by OMNIVISION_ENGINES, and those that Debian
+# also has (kustomize, promtool) in PATH.
 .PHONY: test
-test: engines ## unit, golden and integration tests, against real servers
-	OMNIVISION_ENGINES=$$($(BIN) engines path --cache $(CACHE)) OMNIVISION_CACHE=$(CACHE) $(GO) test -timeout 30m ./...
-
-.PHONY: race
-race: engines ## the same under the race detector
-	OMNIVISION_ENGINES=$$($(BIN) engines path --cache $(CACHE)) OMNIVISION_CACHE=$(CACHE) $(GO) test -race -timeout 40m ./...
+test: engines ## unit, golden, race and integration tests, against real servers
+	engines=$$($(BIN) engines path --cache $(CACHE)); \
+	OMNIVISION_ENGINES=$$engines OMNIVISION_CACHE=$(CACHE) PATH=$$engines:$$PATH $(GOTEST) -race -timeout 40m ./...
 
 .PHONY: e2e
 e2e: build ## the fleet from nothing, broken on purpose, and taken away again

@@ -81,12 +81,15 @@ func (f *Fleet) packages(ctx context.Context, report func(string)) error {
 	return preflight.Failed(preflight.Run(ctx, f.PackageChecks()))
 }
 
-// engineNames is what a running fleet needs; other commands build their own.
-var engineNames = []string{"kubernetes", "coredns", "registry", "gitea", "runner", "traefik", "prometheus", "rollouts"}
+// engineNames is what a running fleet needs; other commands build their own. Two
+// are built at a time, in this order: those that share libraries (Kubernetes with
+// CoreDNS and Prometheus, Rollouts with Traefik) are apart, so that the later one
+// finds them compiled.
+var engineNames = []string{"kubernetes", "gitea", "rollouts", "registry", "runner", "traefik", "prometheus", "coredns"}
 
 func newStore(options Options) *engine.Store {
 	return &engine.Store{
-		Dir: options.CacheDir, Source: options.Source, KeepCaches: options.KeepBuildCaches,
+		Dir: options.CacheDir, Source: options.Source, KeepCaches: options.KeepBuildCaches, SeedCache: true,
 		Extras: EngineExtras(),
 	}
 }

@@ -99,6 +99,9 @@ var (
 
 // Status asks every cluster. One that does not answer has its Error set.
 func (f *Fleet) Status(ctx context.Context) (*Status, error) {
+	if f.elsewhere() {
+		return f.contextStatus(ctx)
+	}
 	status := &Status{}
 	if _, err := os.Stat(f.StateDir); errors.Is(err, fs.ErrNotExist) {
 		return status, nil
@@ -114,13 +117,18 @@ func (f *Fleet) Status(ctx context.Context) (*Status, error) {
 		status.Problems = append(status.Problems, "the last 'omnivision up' did not finish: run it again")
 	}
 	status.Problems = append(status.Problems, f.treeProblems(ctx)...)
-	status.Clusters = make([]ClusterStatus, len(f.Plan.Clusters))
+	status.Clusters = f.clusterStatuses(ctx)
+	return status, nil
+}
+
+func (f *Fleet) clusterStatuses(ctx context.Context) []ClusterStatus {
+	statuses := make([]ClusterStatus, len(f.Plan.Clusters))
 	var group sync.WaitGroup
 	for i, cluster := range f.Plan.Clusters {
-		group.Go(func() { status.Clusters[i] = f.clusterStatus(ctx, cluster) })
+		group.Go(func() { statuses[i] = f.clusterStatus(ctx, cluster) })
 	}
 	group.Wait()
-	return status, nil
+	return statuses
 }
 
 func (f *Fleet) clusterStatus(ctx context.Context, c topology.Cluster) ClusterStatus {

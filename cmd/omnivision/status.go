@@ -46,6 +46,7 @@ Exits with 3 if something is not Synced and Healthy.`,
 		},
 	}
 	flags.add(cmd)
+	flags.contextFlag(cmd)
 	outputFlag(cmd, &output)
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it again every two seconds until interrupted")
 	return cmd
@@ -127,7 +128,11 @@ func printStatus(out io.Writer, status *localfleet.Status) error {
 	for _, problem := range status.Problems {
 		fmt.Fprintf(out, "\nPROBLEM  %s\n", problem)
 	}
-	fmt.Fprintf(out, "\nmemory  %.2f GiB\nforge   %s\n", float64(status.MemoryBytes)/(1<<30), status.Forge)
+	fmt.Fprintln(out)
+	if status.MemoryBytes > 0 {
+		fmt.Fprintf(out, "memory  %.2f GiB\n", float64(status.MemoryBytes)/(1<<30))
+	}
+	fmt.Fprintf(out, "forge   %s\n", status.Forge)
 	for _, cluster := range status.Clusters {
 		fmt.Fprintf(out, "%s  UI %s  Argo CD %s\n", cluster.Name, cluster.UI, cluster.ArgoCD)
 	}

@@ -153,6 +153,27 @@ func testXid(t *testing.T) {
 	}
 }
 
+// testBrokenGPU has a GPU fall off the bus: the scheduler must no longer count
+// on it until it is reset.
+func testBrokenGPU(t *testing.T) {
+	const cluster = "cluster-aws"
+	allocatable := func(want string) func() error {
+		return func() error {
+			got := kubectl(t, cluster, "get", "node", "gpu-0", "-o", `jsonpath={.status.allocatable.nvidia\.com/gpu}`)
+			if got != want {
+				return fmt.Errorf("gpu-0 has %s GPUs allocatable, want %s", got, want)
+			}
+			return nil
+		}
+	}
+	eventually(t, "both GPUs are whole", 10*time.Second, allocatable("2"))
+	omnivision(t, "gpu", "xid", "--cluster", cluster, "1", "79")
+	eventually(t, "the broken GPU leaves the node", 30*time.Second, allocatable("1"))
+	omnivision(t, "gpu", "reset", "--cluster", cluster, "1")
+	eventually(t, "the reset GPU comes back", 30*time.Second, allocatable("2"))
+	eventually(t, "Oregon is healthy", 2*time.Minute, func() error { return healthy(t) })
+}
+
 func testKilledNode(t *testing.T) {
 	omnivision(t, "node", "kill", "--cluster", "cluster-aws", "cpu-0")
 	if _, _, err := generate(regions[1].ui); err != nil {
