@@ -25,7 +25,9 @@ func newStatusCommand() *cobra.Command {
 Rollouts with step and weight, images by digest, what stands in for something
 of production, and the addresses to look at in a browser.
 
-Exits with 3 if something is not Synced and Healthy.`,
+Exits with 3 if the fleet is not up, a cluster does not answer, an Application is
+not Synced and Healthy (one that waits in a canary step is), or the GitOps tree
+on the forge has a mistake.`,
 		Example: `  omnivision status
   omnivision status --watch
   omnivision status -o json | jq '.clusters[].applications'`,

@@ -38,7 +38,10 @@ func Visible(value string) ([]string, error) {
 	seen := map[string]bool{}
 	for name := range strings.SplitSeq(value, ",") {
 		name = strings.TrimSpace(name)
-		if !devicePattern.MatchString(name) {
+		switch {
+		case name == "all" || name == "none" || name == "void":
+			return nil, fmt.Errorf("%w: %s has %q among other names, so it is not clear which GPUs are this container's", ErrNone, VisibleDevicesVariable, name)
+		case !devicePattern.MatchString(name):
 			return nil, fmt.Errorf("%s: %q is not the name of a device", VisibleDevicesVariable, name)
 		}
 		if seen[name] {
