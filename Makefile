@@ -24,11 +24,13 @@ up: build ## bring the whole fleet up on this machine
 down: build ## end the fleet and leave nothing behind
 	$(BIN) down --cache $(CACHE)
 
-# Without cgo and with the engines' toolchain, so that what the engines have in
-# common with it is compiled once (localfleet/engine/seed.go).
+# Without cgo and with the engines' toolchain, so that program, tests, linters and
+# engines (localfleet/engine/seed.go) share one compilation of what they have in common.
+SAMEENV := CGO_ENABLED=0 GOFLAGS=-trimpath
+
 .PHONY: build
 build: ## build the omnivision program
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/omnivision
+	$(SAMEENV) $(GO) build -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/omnivision
 
 .PHONY: engines
 engines: build ## build the upstream programs that the fleet runs
@@ -36,14 +38,26 @@ engines: build ## build the upstream programs that the fleet runs
 
 # Tests find the engines' programs by OMNIVISION_ENGINES, and those that Debian
 # also has (kustomize, promtool) in PATH.
+TESTENV = engines=$$($(BIN) engines path --cache $(CACHE)); \
+	export OMNIVISION_ENGINES=$$engines OMNIVISION_CACHE=$(CACHE) PATH=$$engines:$$PATH;
+
 .PHONY: test
-test: engines ## unit, golden, race and integration tests, against real servers
-	engines=$$($(BIN) engines path --cache $(CACHE)); \
-	OMNIVISION_ENGINES=$$engines OMNIVISION_CACHE=$(CACHE) PATH=$$engines:$$PATH $(GOTEST) -race -timeout 40m ./...
+test: engines ## unit, golden and integration tests, against real servers, and race-light
+	$(TESTENV) $(SAMEENV) $(GOTEST) -timeout 30m ./...
+	$(TESTENV) $(GOTEST) -race -timeout 30m $(RACELIGHT)
+
+# What runs goroutines of its own and does not import the Kubernetes libraries,
+# which take as long to compile for the race detector as all else together.
+RACELIGHT := ./worker/... ./ui/... ./cmd/worker ./cmd/ui ./forge/... \
+	./localfleet/engine ./localfleet/story ./localfleet/process
+
+.PHONY: race
+race: engines ## all tests under the race detector
+	$(TESTENV) $(GOTEST) -race -timeout 60m ./...
 
 .PHONY: e2e
 e2e: build ## the fleet from nothing, broken on purpose, and taken away again
-	$(GO) test -tags e2e -count 1 -timeout 40m -v ./test/e2e
+	$(SAMEENV) $(GO) test -tags e2e -count 1 -timeout 40m -v ./test/e2e
 
 .PHONY: bench
 bench: ## benchmarks
@@ -54,14 +68,11 @@ update: ## rewrite golden files and generated documents
 	$(GO) generate ./charts
 	$(GO) test ./fleet ./localfleet/argocd -update
 
-# As `build` compiles, so that the Go cache has it already.
-VETENV := CGO_ENABLED=0 GOFLAGS=-trimpath
-
 .PHONY: lint
 lint: ## formatting, vet, shellcheck
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo 'run gofmt -w on these files' >&2; exit 1; }
-	$(VETENV) $(GO) vet ./...
-	$(VETENV) $(GO) vet -tags e2e ./test/...
+	$(SAMEENV) $(GO) vet ./...
+	$(SAMEENV) $(GO) vet -tags e2e ./test/...
 	shellcheck .ci/run $$(git ls-files '*.sh')
 
 .PHONY: clean
