@@ -13,10 +13,12 @@ import (
 	"time"
 
 	"github.com/omnivision/omnivision/fleet"
+	"github.com/omnivision/omnivision/localfleet/argocd"
 	"github.com/omnivision/omnivision/localfleet/topology"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // Status is a fleet at one moment.
@@ -267,11 +269,17 @@ func rolloutStatus(o *unstructured.Unstructured) RolloutStatus {
 	return status
 }
 
+// countImages counts containers by image as the Pod names it, without the digest,
+// and by the digest that runs.
 func countImages(pod *unstructured.Unstructured, images map[ImageStatus]int) {
-	for _, list := range []string{"initContainerStatuses", "containerStatuses"} {
-		for _, container := range slice(pod.Object, "status", list) {
+	for _, list := range []string{"initContainer", "container"} {
+		named := map[string]string{}
+		for _, container := range slice(pod.Object, "spec", list+"s") {
+			named[text(container, "name")], _, _ = strings.Cut(text(container, "image"), "@")
+		}
+		for _, container := range slice(pod.Object, "status", list+"Statuses") {
 			_, digest, _ := strings.Cut(text(container, "imageID"), "@")
-			images[ImageStatus{Image: text(container, "image"), Digest: digest}]++
+			images[ImageStatus{Image: named[text(container, "name")], Digest: digest}]++
 		}
 	}
 }
@@ -280,11 +288,17 @@ func countImages(pod *unstructured.Unstructured, images map[ImageStatus]int) {
 // Healthy, and says of each that is not, why (P45). It does not wait for a
 // canary to be through its steps, which may take an hour.
 func (f *Fleet) waitHealthy(ctx context.Context, report func(string)) error {
+	nudged := time.Now()
 	return waitFor(ctx, "every Application to be Synced and Healthy", 15*time.Minute, func(ctx context.Context) error {
 		var waiting []string
+		nudge := time.Since(nudged) > nudgeInterval
 		for _, cluster := range f.Plan.Clusters {
 			status := f.clusterStatus(ctx, cluster)
 			waiting = append(waiting, unhealthy(status)...)
+			if nudge {
+				f.nudge(ctx, status)
+				nudged = time.Now()
+			}
 		}
 		if len(waiting) == 0 {
 			return nil
@@ -292,6 +306,27 @@ func (f *Fleet) waitHealthy(ctx context.Context, report func(string)) error {
 		report(summary(waiting))
 		return errors.New(strings.Join(waiting, "\n  "))
 	})
+}
+
+// nudgeInterval is how often Argo CD is asked to compare again what is not Healthy.
+// It misses the change of a CRD's health that falls into its own sync of it, and
+// would look again by itself after three minutes.
+const nudgeInterval = 15 * time.Second
+
+// nudge does what `argocd app get --refresh` does. A failure shows as the
+// Application that stays as it is.
+func (f *Fleet) nudge(ctx context.Context, status ClusterStatus) {
+	api, err := f.client(status.Name, "omnivision-status")
+	if err != nil {
+		return
+	}
+	patch := []byte(`{"metadata":{"annotations":{"argocd.argoproj.io/refresh":"normal"}}}`)
+	for _, app := range status.Applications {
+		if !app.OK() && app.Name != fleet.RootApplication {
+			_, _ = api.Dynamic.Resource(applications).Namespace(argocd.Namespace).
+				Patch(ctx, app.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+		}
+	}
 }
 
 // unhealthy says what of a cluster is not as it should be.

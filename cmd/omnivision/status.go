@@ -114,12 +114,10 @@ func printStatus(out io.Writer, status *localfleet.Status) error {
 	if !status.Up {
 		return nil
 	}
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, cluster := range status.Clusters {
-		printCluster(w, cluster)
-	}
-	if err := w.Flush(); err != nil {
-		return err
+		if err := printCluster(out, cluster); err != nil {
+			return err
+		}
 	}
 	if len(status.Substitutes) > 0 {
 		fmt.Fprintln(out, "\nSUBSTITUTES")
@@ -141,15 +139,30 @@ func printStatus(out io.Writer, status *localfleet.Status) error {
 	return nil
 }
 
-func printCluster(w io.Writer, cluster localfleet.ClusterStatus) {
-	fmt.Fprintf(w, "\n%s  (%s, %s)\n", strings.ToUpper(cluster.Name), cluster.Cloud, cluster.Region)
+func printCluster(out io.Writer, cluster localfleet.ClusterStatus) error {
+	fmt.Fprintf(out, "\n%s  (%s, %s)\n", strings.ToUpper(cluster.Name), cluster.Cloud, cluster.Region)
 	if cluster.Error != "" {
-		fmt.Fprintf(w, "  does not answer: %s\n", cluster.Error)
+		fmt.Fprintf(out, "  does not answer: %s\n", cluster.Error)
 	}
+	for _, section := range []func(io.Writer, localfleet.ClusterStatus){printNodes, printApplications, printRollouts, printImages} {
+		// Columns of one section are aligned, not those of different ones.
+		w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+		section(w, cluster)
+		if err := w.Flush(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func printNodes(w io.Writer, cluster localfleet.ClusterStatus) {
 	fmt.Fprintln(w, "  NODE\tREADY\tZONE\tGPUS")
 	for _, node := range cluster.Nodes {
 		fmt.Fprintf(w, "  %s\t%v\t%s\t%s\n", node.Name, node.Ready, node.Zone, orDash(node.GPUs))
 	}
+}
+
+func printApplications(w io.Writer, cluster localfleet.ClusterStatus) {
 	fmt.Fprintln(w, "  APPLICATION\tSYNC\tHEALTH\tREVISION")
 	for _, app := range cluster.Applications {
 		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", app.Name, orDash(app.Sync), orDash(app.Health), shortRevision(app.Revision))
@@ -157,13 +170,19 @@ func printCluster(w io.Writer, cluster localfleet.ClusterStatus) {
 			fmt.Fprintf(w, "    %s\n", app.Message)
 		}
 	}
+}
+
+func printRollouts(w io.Writer, cluster localfleet.ClusterStatus) {
 	fmt.Fprintln(w, "  ROLLOUT\tPHASE\tSTEP\tWEIGHT\tPODS")
 	for _, r := range cluster.Rollouts {
 		fmt.Fprintf(w, "  %s\t%s\t%s\t%d %% (%d %% of Pods)\t%d/%d\n", r.Name, r.Phase, r.Step, r.Weight, r.EffectiveWeight, r.Ready, r.Replicas)
 	}
-	fmt.Fprintln(w, "  IMAGE\tDIGEST\tCONTAINERS\t")
+}
+
+func printImages(w io.Writer, cluster localfleet.ClusterStatus) {
+	fmt.Fprintln(w, "  IMAGE\tDIGEST\tCONTAINERS")
 	for _, image := range cluster.Images {
-		fmt.Fprintf(w, "  %s\t%s\t%d\t\n", image.Image, shortDigest(image.Digest), image.Containers)
+		fmt.Fprintf(w, "  %s\t%s\t%d\n", image.Image, shortDigest(image.Digest), image.Containers)
 	}
 }
 

@@ -236,7 +236,7 @@ func testBothRegionsGenerate(t *testing.T) {
 	for _, r := range regions {
 		var header http.Header
 		var animation []byte
-		eventually(t, "generation in "+r.region, 30*time.Second, func() (err error) {
+		eventually(t, "generation in "+r.region, 2*time.Minute, func() (err error) {
 			header, animation, err = generate(r.ui)
 			return err
 		})
