@@ -147,7 +147,7 @@ func (f *Fleet) path(parts ...string) string {
 func waitFor(ctx context.Context, what string, limit time.Duration, done func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	tick := time.NewTicker(300 * time.Millisecond)
+	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
 		err := done(ctx)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/localfleet/argocd"
+	"github.com/omnivision/omnivision/localfleet/kubeapi"
 	"github.com/omnivision/omnivision/localfleet/topology"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -288,16 +289,26 @@ func countImages(pod *unstructured.Unstructured, images map[ImageStatus]int) {
 // Healthy, and says of each that is not, why (P45). It does not wait for a
 // canary to be through its steps, which may take an hour.
 func (f *Fleet) waitHealthy(ctx context.Context, report func(string)) error {
+	clients := map[string]*kubeapi.Client{}
+	for _, cluster := range f.Plan.Clusters {
+		api, err := f.client(cluster.Name, "omnivision-status")
+		if err != nil {
+			return err
+		}
+		clients[cluster.Name] = api
+	}
 	nudged := time.Now()
 	return waitFor(ctx, "every Application to be Synced and Healthy", 15*time.Minute, func(ctx context.Context) error {
-		var waiting []string
 		nudge := time.Since(nudged) > nudgeInterval
+		if nudge {
+			nudged = time.Now()
+		}
+		var waiting []string
 		for _, cluster := range f.Plan.Clusters {
-			status := f.clusterStatus(ctx, cluster)
+			status := listApplications(ctx, clients[cluster.Name], cluster.Name)
 			waiting = append(waiting, unhealthy(status)...)
 			if nudge {
-				f.nudge(ctx, status)
-				nudged = time.Now()
+				nudgeArgoCD(ctx, clients[cluster.Name], status)
 			}
 		}
 		if len(waiting) == 0 {
@@ -308,18 +319,29 @@ func (f *Fleet) waitHealthy(ctx context.Context, report func(string)) error {
 	})
 }
 
+// listApplications asks for the Applications alone: what is asked often while a
+// cluster starts must not slow it down.
+func listApplications(ctx context.Context, api *kubeapi.Client, cluster string) ClusterStatus {
+	status := ClusterStatus{Name: cluster}
+	found, err := api.Dynamic.Resource(applications).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		status.Error = fmt.Sprintf("list applications: %v", err)
+		return status
+	}
+	for i := range found.Items {
+		status.Applications = append(status.Applications, applicationStatus(&found.Items[i]))
+	}
+	return status
+}
+
 // nudgeInterval is how often Argo CD is asked to compare again what is not Healthy.
 // It misses the change of a CRD's health that falls into its own sync of it, and
 // would look again by itself after three minutes.
 const nudgeInterval = 15 * time.Second
 
-// nudge does what `argocd app get --refresh` does. A failure shows as the
+// nudgeArgoCD does what `argocd app get --refresh` does. A failure shows as the
 // Application that stays as it is.
-func (f *Fleet) nudge(ctx context.Context, status ClusterStatus) {
-	api, err := f.client(status.Name, "omnivision-status")
-	if err != nil {
-		return
-	}
+func nudgeArgoCD(ctx context.Context, api *kubeapi.Client, status ClusterStatus) {
 	patch := []byte(`{"metadata":{"annotations":{"argocd.argoproj.io/refresh":"normal"}}}`)
 	for _, app := range status.Applications {
 		if !app.OK() && app.Name != fleet.RootApplication {
