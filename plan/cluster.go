@@ -141,6 +141,7 @@ func (c *comparison) applications(ctx context.Context, p pair, before, after roo
 			changed = append(changed, *app)
 		}
 	}
+	slices.SortFunc(changed, func(a, b Application) int { return strings.Compare(a.Name, b.Name) })
 	return changed, nil
 }
 

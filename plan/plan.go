@@ -161,7 +161,7 @@ func Compare(ctx context.Context, base, head *revision.Tree, o Options) (*Plan, 
 	clusters := c.clusters()
 	plan := &Plan{
 		Base: Side{base.Name, base.Commit}, Head: Side{head.Name, head.Commit},
-		Files: c.files, Clusters: make([]Cluster, len(clusters)), Charts: []Chart{}, Warnings: []string{},
+		Files: append([]string{}, c.files...), Clusters: make([]Cluster, len(clusters)), Charts: []Chart{}, Warnings: []string{},
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(cmp.Or(o.Parallel, runtime.GOMAXPROCS(0)))

@@ -217,7 +217,7 @@ func TestWhatIsTheSameIsNotRendered(t *testing.T) {
 		"a comment": func(r repo) {
 			r.replace("components/argocd/application.yaml", "# Argo CD manages itself.", "# Argo CD manages itself!")
 		},
-		"another branch": func(r repo) { r.write("unused/x.yaml", "a: b") },
+		"an unused file": func(r repo) { r.write("unused/x.yaml", "a: b") },
 	}
 	for name, change := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -555,7 +555,7 @@ func TestJSONHasNoNullLists(t *testing.T) {
 	if err := json.Unmarshal([]byte(asJSON(t, r.plan())), &decoded); err != nil {
 		t.Fatal(err)
 	}
-	for _, key := range []string{"charts", "warnings", "clusters"} {
+	for _, key := range []string{"files", "charts", "warnings", "clusters"} {
 		if _, ok := decoded[key].([]any); !ok {
 			t.Errorf("%s is %v", key, decoded[key])
 		}

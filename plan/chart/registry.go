@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"helm.sh/helm/v4/pkg/registry"
@@ -96,7 +97,8 @@ func (r *Registry) resolve(ctx context.Context, ref Reference) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	descriptor, err := client.Resolve(ref.String())
+	// A tag has no plus sign; Helm writes an underscore, and does so itself only when it pulls.
+	descriptor, err := client.Resolve(strings.ReplaceAll(ref.String(), "+", "_"))
 	if err != nil {
 		return "", fmt.Errorf("asking the registry: %w", err)
 	}
