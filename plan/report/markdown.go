@@ -189,11 +189,11 @@ func blocksOf(g group) []string {
 		blocks = append(blocks, fmt.Sprintf("- image %s → %s\n", longCode(before[i]), longCode(after[i])))
 	}
 	for _, o := range g.Objects {
-		title := "\n" + mark(o.Change) + " " + code(o.ID)
+		title := "\n**" + string(o.Change) + "** " + code(o.ID)
 		if about := aside(o); about != "" {
 			title += " " + code(about)
 		}
-		blocks = append(blocks, strings.Replace(title, "\n- ", "\n− ", 1)+"\n"+fence("diff", o.Diff)) // a hyphen would begin a list
+		blocks = append(blocks, title+"\n"+fence("diff", o.Diff))
 	}
 	return blocks
 }
