@@ -60,13 +60,13 @@ e2e: build ## the fleet from nothing, broken on purpose, and taken away again
 	$(SAMEENV) $(GO) test -tags e2e -count 1 -timeout 40m -v ./test/e2e
 
 .PHONY: bench
-bench: ## benchmarks
-	$(GO) test -run '^$$' -bench . -benchmem ./...
+bench: build ## benchmarks; with the engines built, also against their programs
+	OMNIVISION_ENGINES=$${OMNIVISION_ENGINES:-$$($(BIN) engines path --cache $(CACHE) 2>/dev/null || true)} $(GO) test -run '^$$' -bench . -benchmem ./...
 
 .PHONY: update
 update: ## rewrite golden files and generated documents
 	$(GO) generate ./charts
-	$(GO) test ./fleet ./localfleet/argocd -update
+	$(GO) test ./fleet ./plan/report ./localfleet/argocd -update
 
 .PHONY: lint
 lint: ## formatting, vet, shellcheck

@@ -61,6 +61,7 @@ type Cluster struct {
 	Region            string    `yaml:"region"`
 	Wave              int       `yaml:"wave"`
 	KubernetesVersion string    `yaml:"kubernetesVersion"`
+	APIVersions       []string  `yaml:"apiVersions"` // served besides Kubernetes' own: group/version or group/version/Kind (P4)
 	ImageRegistry     string    `yaml:"imageRegistry"`
 	Addresses         Addresses `yaml:"addresses"`
 }
