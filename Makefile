@@ -8,6 +8,8 @@ BIN := bin/omnivision
 CACHE ?= /var/cache/omnivision
 # Go is fetched by version where the machine's is older than a module asks for.
 export GOTOOLCHAIN ?= auto
+# go-nvml binds also what NVIDIA deprecated, a hundred lines of warnings that are not ours.
+export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
 VERSION := $(shell git describe --tags --dirty --always 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X github.com/omnivision/omnivision/internal/version.Version=$(VERSION)

@@ -6,6 +6,7 @@ toolchain go1.27.0
 
 require (
 	code.gitea.io/sdk/gitea v0.25.1
+	github.com/NVIDIA/go-nvml v0.13.4-1
 	github.com/chromedp/cdproto v0.159.0
 	github.com/chromedp/chromedp v0.23.0
 	github.com/fsnotify/fsnotify v1.10.1
