@@ -3,10 +3,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 GO ?= go
+GOTEST ?= $(GO) test
 BIN := bin/omnivision
 CACHE ?= /var/cache/omnivision
 # Go is fetched by version where the machine's is older than a module asks for.
 export GOTOOLCHAIN ?= auto
+# go-nvml binds also what NVIDIA deprecated, a hundred lines of warnings that are not ours.
+export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
 
 VERSION := $(shell git describe --tags --dirty --always 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X github.com/omnivision/omnivision/internal/version.Version=$(VERSION)
@@ -23,40 +26,58 @@ up: build ## bring the whole fleet up on this machine
 down: build ## end the fleet and leave nothing behind
 	$(BIN) down --cache $(CACHE)
 
+# Without cgo and with the engines' toolchain, so that program, tests, linters and
+# engines (localfleet/engine/seed.go) share one compilation of what they have in common.
+SAMEENV := CGO_ENABLED=0 GOFLAGS=-trimpath
+
 .PHONY: build
 build: ## build the omnivision program
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/omnivision
+	$(SAMEENV) $(GO) build -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/omnivision
 
 .PHONY: engines
 engines: build ## build the upstream programs that the fleet runs
 	$(BIN) engines build --cache $(CACHE)
 
+# Tests find the engines' programs by OMNIVISION_ENGINES, and those that Debian
+# also has (kustomize, promtool) in PATH.
+TESTENV = engines=$$($(BIN) engines path --cache $(CACHE)); \
+	export OMNIVISION_ENGINES=$$engines OMNIVISION_CACHE=$(CACHE) PATH=$$engines:$$PATH;
+
 .PHONY: test
-test: engines ## unit, golden and integration tests, against real servers
-	OMNIVISION_ENGINES=$$($(BIN) engines path --cache $(CACHE)) OMNIVISION_CACHE=$(CACHE) $(GO) test -timeout 30m ./...
+test: engines ## unit, golden and integration tests, against real servers, and race-light
+	$(TESTENV) $(SAMEENV) $(GOTEST) -timeout 30m ./...
+	$(TESTENV) $(GOTEST) $(RACEFLAGS) -timeout 30m $(RACELIGHT)
+
+# NVML's functions are looked up when they are called, not when the program starts.
+RACEFLAGS := -race -ldflags=-extldflags=-Wl,-z,lazy
+
+# What runs goroutines of its own and does not import the Kubernetes libraries,
+# which take as long to compile for the race detector as all else together.
+RACELIGHT := ./worker/... ./ui/... ./cmd/worker ./cmd/ui ./forge/... \
+	./localfleet/engine ./localfleet/story ./localfleet/process
 
 .PHONY: race
-race: engines ## the same under the race detector
-	OMNIVISION_ENGINES=$$($(BIN) engines path --cache $(CACHE)) OMNIVISION_CACHE=$(CACHE) $(GO) test -race -timeout 40m ./...
+race: engines ## all tests under the race detector
+	$(TESTENV) $(GOTEST) $(RACEFLAGS) -timeout 60m ./...
 
 .PHONY: e2e
 e2e: build ## the fleet from nothing, broken on purpose, and taken away again
-	$(GO) test -tags e2e -count 1 -timeout 40m -v ./test/e2e
+	$(SAMEENV) $(GO) test -tags e2e -count 1 -timeout 40m -v ./test/e2e
 
 .PHONY: bench
-bench: ## benchmarks
-	$(GO) test -run '^$$' -bench . -benchmem ./...
+bench: build ## benchmarks; with the engines built, also against their programs
+	OMNIVISION_ENGINES=$${OMNIVISION_ENGINES:-$$($(BIN) engines path --cache $(CACHE) 2>/dev/null || true)} $(GO) test -run '^$$' -bench . -benchmem ./...
 
 .PHONY: update
 update: ## rewrite golden files and generated documents
 	$(GO) generate ./charts
-	$(GO) test ./fleet ./localfleet/argocd -update
+	$(GO) test ./fleet ./plan/report ./localfleet/argocd -update
 
 .PHONY: lint
 lint: ## formatting, vet, shellcheck
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo 'run gofmt -w on these files' >&2; exit 1; }
-	$(GO) vet ./...
-	$(GO) vet -tags e2e ./test/...
+	$(SAMEENV) $(GO) vet ./...
+	$(SAMEENV) $(GO) vet -tags e2e ./test/...
 	shellcheck .ci/run $$(git ls-files '*.sh')
 
 .PHONY: clean

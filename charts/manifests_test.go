@@ -253,3 +253,20 @@ func TestMissingDataStopsTheCanaryWithinTheFirstPause(t *testing.T) {
 		}
 	}
 }
+
+// A hook of a sync waits for the Rollouts' health, which a paused canary does not have (P19). Argo CD runs none of
+// `helm test`.
+func TestTheOnlyHookIsOfHelmTest(t *testing.T) {
+	for scenario := range scenarios(t) {
+		result := mustRender(t, scenario, "")
+		for _, o := range slices.Concat(result.Objects, result.Hooks) {
+			annotations := o.GetAnnotations()
+			if hook, ok := annotations["helm.sh/hook"]; ok && hook != "test" {
+				t.Errorf("%s: %s is a hook of %s", scenario, o.ID(), hook)
+			}
+			if hook, ok := annotations["argocd.argoproj.io/hook"]; ok {
+				t.Errorf("%s: %s is Argo CD's hook of %s", scenario, o.ID(), hook)
+			}
+		}
+	}
+}

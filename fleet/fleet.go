@@ -61,6 +61,7 @@ type Cluster struct {
 	Region            string    `yaml:"region"`
 	Wave              int       `yaml:"wave"`
 	KubernetesVersion string    `yaml:"kubernetesVersion"`
+	APIVersions       []string  `yaml:"apiVersions"` // served besides Kubernetes' own: group/version or group/version/Kind (P4)
 	ImageRegistry     string    `yaml:"imageRegistry"`
 	Addresses         Addresses `yaml:"addresses"`
 }
@@ -282,11 +283,11 @@ func (f *Fleet) check(doc *yaml.Node) []Problem {
 	seen := map[string]bool{}
 	for i, c := range f.Clusters {
 		at := []string{"clusters", fmt.Sprint(i)}
-		for key, value := range map[string]string{
-			"name": c.Name, "displayName": c.DisplayName, "cloud": c.Cloud, "region": c.Region,
-			"kubernetesVersion": c.KubernetesVersion, "imageRegistry": c.ImageRegistry,
+		for _, r := range []struct{ key, value string }{
+			{"name", c.Name}, {"displayName", c.DisplayName}, {"cloud", c.Cloud}, {"region", c.Region},
+			{"kubernetesVersion", c.KubernetesVersion}, {"imageRegistry", c.ImageRegistry},
 		} {
-			required(value, append(slices.Clone(at), key)...)
+			required(r.value, append(slices.Clone(at), r.key)...)
 		}
 		required(c.Addresses.UI, append(slices.Clone(at), "addresses", "ui")...)
 		required(c.Addresses.ArgoCD, append(slices.Clone(at), "addresses", "argocd")...)

@@ -68,14 +68,21 @@ func renderSource(checkout fs.FS, source Source, namespace string) ([]*unstructu
 	if err != nil {
 		return nil, nil, err
 	}
-	if namespace != "" {
-		for _, o := range objects {
-			if o.GetNamespace() == "" && !clusterScoped(o) {
-				o.SetNamespace(namespace)
-			}
+	SetNamespace(objects, namespace)
+	return objects, read, nil
+}
+
+// SetNamespace puts objects that name no namespace into the given one, unless their kind
+// has none, as Argo CD does with an Application's destination.
+func SetNamespace(objects []*unstructured.Unstructured, namespace string) {
+	if namespace == "" {
+		return
+	}
+	for _, o := range objects {
+		if o.GetNamespace() == "" && !clusterScoped(o) {
+			o.SetNamespace(namespace)
 		}
 	}
-	return objects, read, nil
 }
 
 // clusterScoped knows Kubernetes' own kinds; custom ones it takes for namespaced.

@@ -201,3 +201,15 @@ func TestSelfHealLeavesTheCanaryAlone(t *testing.T) {
 		}
 	}
 }
+
+// P19: a sync that has a hook waits for the health of everything before it, and a Rollout
+// that is paused in a canary step is not healthy for an hour.
+func TestNoSyncWaitsForAHook(t *testing.T) {
+	for name, file := range tree(t) {
+		for _, hook := range []string{"argocd.argoproj.io/hook", "helm.sh/hook"} {
+			if ext := filepath.Ext(name); (ext == ".yaml" || ext == ".yml") && bytes.Contains(file.Data, []byte(hook)) {
+				t.Errorf("%s has %s: a paused canary would block every sync after it", name, hook)
+			}
+		}
+	}
+}

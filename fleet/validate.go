@@ -39,6 +39,15 @@ func Validate(tree fs.FS) []Problem {
 	return v.sorted()
 }
 
+// CheckFiles is the part of Validate that looks at each file by itself: YAML that does not
+// parse, secrets, and kustomizations that fetch. A tree that passes can be rendered
+// without a network, whoever wrote it.
+func CheckFiles(tree fs.FS) []Problem {
+	v := &validator{tree: tree, index: map[string][]place{}}
+	v.files()
+	return v.sorted()
+}
+
 type validator struct {
 	tree     fs.FS
 	fleet    *Fleet
@@ -108,7 +117,7 @@ func (v *validator) files() {
 				}
 			}
 		}
-		if ext := path.Ext(name); ext != ".yaml" && ext != ".yml" {
+		if ext := path.Ext(name); ext != ".yaml" && ext != ".yml" && path.Base(name) != "Kustomization" {
 			return nil
 		}
 		docs, err := parseAll(name, src)
@@ -116,7 +125,7 @@ func (v *validator) files() {
 			v.add(err)
 			return nil
 		}
-		if strings.HasPrefix(path.Base(name), "kustomization.") && len(docs) > 0 {
+		if stem, _, _ := strings.Cut(path.Base(name), "."); strings.EqualFold(stem, "kustomization") && len(docs) > 0 {
 			v.remote(name, docs[0])
 		}
 		for _, doc := range docs {
@@ -147,13 +156,49 @@ func (v *validator) remote(file string, doc *yaml.Node) {
 		}
 		for _, entry := range list.Content {
 			if remotePattern.MatchString(entry.Value) {
-				v.add(Problem{File: file, Line: entry.Line, Message: fmt.Sprintf("fetches %s", entry.Value), Fix: "an Application of its own takes it from there, at a tag"})
+				v.fetches(file, entry)
 			}
 		}
 	}
+	v.remoteFiles(file, doc)
 	if chart := find(doc, "helmCharts"); chart != nil {
 		v.add(Problem{File: file, Line: chart.Line, Message: "inflates charts in kustomize", Fix: "an Application of its own takes the chart"})
 	}
+}
+
+func (v *validator) fetches(file string, n *yaml.Node) {
+	v.add(Problem{File: file, Line: n.Line, Message: fmt.Sprintf("fetches %s", n.Value), Fix: "an Application of its own takes it from there, at a tag"})
+}
+
+// remoteFiles finds URLs in the place of files, which kustomize would get: of patches,
+// replacements, generators and schemas, at any depth.
+func (v *validator) remoteFiles(file string, n *yaml.Node) {
+	if n.Kind == yaml.ScalarNode {
+		_, value, named := strings.Cut(n.Value, "=") // name=file in a generator
+		if urlPattern.MatchString(n.Value) || (named && urlPattern.MatchString(value)) {
+			v.fetches(file, n)
+		}
+		return
+	}
+	if n.Kind != yaml.MappingNode {
+		for _, item := range n.Content {
+			v.remoteFiles(file, item)
+		}
+		return
+	}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if !textKeys[n.Content[i].Value] {
+			v.remoteFiles(file, n.Content[i+1])
+		}
+	}
+}
+
+var urlPattern = regexp.MustCompile(`^(?i)https?:`)
+
+// textKeys are the keys of a kustomization below which a URL is text and names no file.
+var textKeys = map[string]bool{
+	"literals": true, "patch": true, "options": true, "commonAnnotations": true, "annotations": true,
+	"buildMetadata": true, "images": true,
 }
 
 var remotePattern = regexp.MustCompile(`://|^git@|^github\.com[:/]|\?ref=|\.git(//|$)`)

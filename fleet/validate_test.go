@@ -125,3 +125,24 @@ func TestWavesFollowTheirNumber(t *testing.T) {
 		t.Errorf("waves are %v, want %s", got, want)
 	}
 }
+
+func TestKustomizationsThatFetchFilesAreRefused(t *testing.T) {
+	const url = "HTTPS://192.0.2.1/x.yaml"
+	for name, c := range map[string]struct {
+		file, text string
+		refused    bool
+	}{
+		"a patch":           {"kustomization.yaml", "patches:\n  - path: " + url, true},
+		"a generator":       {"kustomization.yaml", "configMapGenerator:\n  - name: x\n    files: [key=" + url + "]", true},
+		"a schema":          {"kustomization.yml", "openapi: {path: " + url + "}", true},
+		"without extension": {"Kustomization", "resources: [" + url + "]", true},
+		"a literal is text": {"kustomization.yaml", "configMapGenerator:\n  - name: x\n    literals: [url=" + url + "]", false},
+		"so is a patch":     {"kustomization.yaml", "patches:\n  - patch: " + url, false},
+		"no kustomization":  {"notes.yaml", "resources: [" + url + "]", false},
+	} {
+		problems := CheckFiles(fstest.MapFS{"a/" + c.file: {Data: []byte(c.text + "\n")}})
+		if refused := len(problems) > 0; refused != c.refused {
+			t.Errorf("%s: %v", name, problems)
+		}
+	}
+}

@@ -13,8 +13,10 @@ package forge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -29,27 +31,49 @@ func (n Name) String() string { return n.Owner + "/" + n.Repository }
 
 // ParseURL takes a clone URL apart, such as
 // https://github.com/omnivision/omnivision-gitops.git, into the forge's own
-// address and the repository's name.
+// address and the repository's name. Credentials in it are dropped, and shown in
+// no error.
 func ParseURL(cloneURL string) (root *url.URL, name Name, err error) {
+	const example = "give one such as https://github.com/OWNER/REPOSITORY.git"
+	shown := userInfo.ReplaceAllString(cloneURL, "//")
 	u, err := url.Parse(cloneURL)
 	if err != nil {
-		return nil, Name{}, fmt.Errorf("parse repository address %q: %w", cloneURL, err)
+		if parsing := new(url.Error); errors.As(err, &parsing) { // it would show the address whole
+			err = parsing.Err
+		}
+		return nil, Name{}, fmt.Errorf("parse repository address %q: %w: %s", shown, err, example)
 	}
-	if u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
-		return nil, Name{}, fmt.Errorf("repository address %q is not an http address: give one such as https://github.com/OWNER/REPOSITORY.git", cloneURL)
+	if u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" {
+		return nil, Name{}, fmt.Errorf("repository address %q is not an http address: %s", shown, example)
 	}
 	parts := strings.Split(strings.Trim(u.Path, "/"), "/")
 	if len(parts) < 2 {
-		return nil, Name{}, fmt.Errorf("repository address %q names no owner and repository: give one such as https://github.com/OWNER/REPOSITORY.git", cloneURL)
+		return nil, Name{}, fmt.Errorf("repository address %q names no owner and repository: %s", shown, example)
 	}
 	name = Name{Owner: parts[len(parts)-2], Repository: strings.TrimSuffix(parts[len(parts)-1], ".git")}
-	if name.Owner == "" || name.Repository == "" {
-		return nil, Name{}, fmt.Errorf("repository address %q has an empty owner or repository name", cloneURL)
+	if !name.valid() {
+		return nil, Name{}, fmt.Errorf("repository address %q: the owner %q or the repository %q is not a name that forges give: %s", shown, name.Owner, name.Repository, example)
 	}
 	// What is before owner and repository belongs to the forge: it may be
 	// served below a path.
 	root = &url.URL{Scheme: u.Scheme, Host: u.Host, Path: strings.Join(append([]string{""}, parts[:len(parts)-2]...), "/")}
 	return root, name, nil
+}
+
+var (
+	userInfo = regexp.MustCompile(`//.*@`)
+	// plainName is what GitHub and Gitea allow. Names become parts of the
+	// paths of their APIs as they are: "..", "?" or "/" would lead elsewhere.
+	plainName = regexp.MustCompile(`^[A-Za-z0-9._-]+$`)
+)
+
+func (n Name) valid() bool {
+	for _, part := range []string{n.Owner, n.Repository} {
+		if part == "." || part == ".." || !plainName.MatchString(part) {
+			return false
+		}
+	}
+	return true
 }
 
 // Repository is one repository on a forge.

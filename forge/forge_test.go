@@ -26,11 +26,65 @@ func TestParseURL(t *testing.T) {
 			t.Errorf("%s is %s at %s, want %s at %s", tt.in, name, root, tt.name, tt.root)
 		}
 	}
-	for _, in := range []string{"git@github.com:omnivision/omnivision.git", "https://github.com/omnivision", "https://github.com//x", "file:///tmp/x/y", ""} {
+	for _, in := range []string{"git@github.com:omnivision/omnivision.git", "https://github.com/omnivision", "https://github.com//x", "file:///tmp/x/y", "", "https://:443/a/b",
+		"https://github.com/../user", "https://github.com/a/..", "https://github.com/a/.git", "https://github.com/a%3Fx=1/b", "https://github.com/a/b c", "https://github.com/a/%00"} {
 		if _, _, err := ParseURL(in); err == nil {
 			t.Errorf("%q was taken", in)
 		}
 	}
+}
+
+func TestCredentialsInAnAddressAreInNoError(t *testing.T) {
+	for _, in := range []string{"https://bot:s3cret@github.com/omnivision", "https://bot:s3cret@github.com/a/%zz", "ssh://s3cret@github.com/a/b", "https://bot:s3@cret@[::1/a/b"} {
+		_, _, err := ParseURL(in)
+		if err == nil {
+			t.Errorf("%q was taken", in)
+			continue
+		}
+		for _, secret := range []string{"s3cret", "cret@"} {
+			if strings.Contains(err.Error(), secret) {
+				t.Errorf("the error shows the password: %v", err)
+			}
+		}
+	}
+	root, _, err := ParseURL("https://bot:s3cret@github.com/a/b.git")
+	if err != nil || root.User != nil {
+		t.Errorf("root %v, err %v; want no credentials", root, err)
+	}
+}
+
+// FuzzParseURL looks for an address whose names would lead elsewhere in a
+// forge's API, and for one that does not mean the same when it is put together
+// again.
+func FuzzParseURL(f *testing.F) {
+	for _, seed := range []string{
+		"https://github.com/omnivision/omnivision-gitops.git", "http://127.0.0.1:3000/a/b/", "https://git.example.com/forge/omnivision/gitops",
+		"https://u:p@h/a/b", "git@github.com:a/b.git", "https://h/../b", "https://h/a/b%2Fc", "https://h/a/b?x#y", "https://[::1]:80/a/b.git.git", "https://h//a//b", "\x00",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, address string) {
+		root, name, err := ParseURL(address)
+		if err != nil {
+			if !strings.Contains(err.Error(), "OWNER/REPOSITORY") {
+				t.Fatalf("%q is refused without the next step: %v", address, err)
+			}
+			return
+		}
+		for _, part := range []string{name.Owner, name.Repository} {
+			if part == "" || part == "." || part == ".." || strings.ContainsAny(part, "/?#%\\ \x00") {
+				t.Fatalf("%q has the name %q", address, name)
+			}
+		}
+		if root.User != nil || root.RawQuery != "" || root.Fragment != "" || root.Hostname() == "" {
+			t.Fatalf("%q is on the forge %q", address, root)
+		}
+		again := strings.TrimSuffix(root.String(), "/") + "/" + name.String() + ".git"
+		root2, name2, err := ParseURL(again)
+		if err != nil || name2 != name || strings.Trim(root2.Path, "/") != strings.Trim(root.Path, "/") {
+			t.Fatalf("%q became %q, which is %v at %v (%v)", address, again, name2, root2, err)
+		}
+	})
 }
 
 func TestErrorSaysWhatHappenedAndWhatToDo(t *testing.T) {

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -122,15 +123,22 @@ func (f *Fleet) KillNode(ctx context.Context, clusterName, nodeName string) erro
 
 // client applies objects to a cluster in the name of manager.
 func (f *Fleet) client(cluster, manager string) (*kubeapi.Client, error) {
-	plane, err := f.ControlPlane(cluster)
-	if err != nil {
-		return nil, err
-	}
-	config, err := plane.RESTConfig()
+	config, err := f.restConfig(cluster)
 	if err != nil {
 		return nil, err
 	}
 	return kubeapi.New(config, manager)
+}
+
+func (f *Fleet) restConfig(cluster string) (*rest.Config, error) {
+	if config, ok := f.remote[cluster]; ok {
+		return config, nil
+	}
+	plane, err := f.ControlPlane(cluster)
+	if err != nil {
+		return nil, err
+	}
+	return plane.RESTConfig()
 }
 
 // addOns applies what a cloud puts into every cluster that it makes: DNS, and
@@ -227,6 +235,9 @@ func (f *Fleet) installArgoCD(ctx context.Context, _ func(string)) error {
 		if err := sync.Apply(ctx, 2*time.Minute, bootstrap.Installation...); err != nil {
 			return err
 		}
+		if f.elsewhere() {
+			return nil // certificates and secrets are the owner's to bring
+		}
 		data, err := f.client(c.Name, argocd.DataManager)
 		if err != nil {
 			return err
@@ -319,18 +330,27 @@ func (f *Fleet) bootstrap(ctx context.Context, c topology.Cluster) (argocd.Boots
 	if err != nil {
 		return argocd.Bootstrap{}, err
 	}
+	var local argocd.Options
+	if !f.elsewhere() {
+		if local, err = f.argocdOptions(c); err != nil {
+			return argocd.Bootstrap{}, err
+		}
+	}
+	return argocd.Render(tree, described, os.DirFS(upstream), local)
+}
+
+// argocdOptions make a local cluster's Argo CD trust the edge and the forge.
+func (f *Fleet) argocdOptions(c topology.Cluster) (argocd.Options, error) {
 	edge, err := f.edgeAuthority()
 	if err != nil {
-		return argocd.Bootstrap{}, err
+		return argocd.Options{}, err
 	}
 	secret, err := f.webhookSecret(c.Name)
 	if err != nil {
-		return argocd.Bootstrap{}, err
+		return argocd.Options{}, err
 	}
 	forges, registries := f.hosts()
-	return argocd.Render(tree, described, os.DirFS(upstream), argocd.Options{
-		CA: edge.CertPEM(), Hosts: append(forges, registries...), WebhookSecret: secret,
-	})
+	return argocd.Options{CA: edge.CertPEM(), Hosts: append(forges, registries...), WebhookSecret: secret}, nil
 }
 
 // webhooks tells the forge to report pushes to each cluster's Argo CD.

@@ -11,8 +11,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,6 +27,7 @@ import (
 	"github.com/omnivision/omnivision/localfleet/process"
 	"github.com/omnivision/omnivision/localfleet/topology"
 	"golang.org/x/sys/unix"
+	"k8s.io/client-go/rest"
 )
 
 // Options say which fleet, and where on this machine it lives.
@@ -35,6 +38,9 @@ type Options struct {
 	PortBase int    // first loopback port
 	Clusters []string
 	Offline  bool // never ask upstream registries and repositories
+	// Contexts name kubeconfig contexts of clusters that exist, to be used instead
+	// of local ones; see MatchContexts.
+	Contexts []string
 	// KeepBuildCaches leaves the Go caches of the engines' builds on disk.
 	KeepBuildCaches bool
 }
@@ -48,6 +54,10 @@ type Fleet struct {
 
 	sup     *process.Supervisor
 	version sourceVersion
+
+	// Of clusters that exist: their contexts and how to reach them, by name.
+	contexts map[string]string
+	remote   map[string]*rest.Config
 
 	// What the steps of Up hand on to later ones.
 	forge       *gitea.Server
@@ -67,7 +77,14 @@ func Open(options Options) (*Fleet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the fleet's description in %s: %w", tree, err)
 	}
-	chosen, err := choose(described, options.Clusters)
+	contexts, err := MatchContexts(described, options.Contexts)
+	if err != nil {
+		return nil, err
+	}
+	if len(contexts) > 0 && len(options.Clusters) > 0 {
+		return nil, errors.New("--only is for local clusters: name a --context for each cluster instead")
+	}
+	chosen, err := choose(described, append(sortedKeys(contexts), options.Clusters...))
 	if err != nil {
 		return nil, err
 	}
@@ -75,8 +92,12 @@ func Open(options Options) (*Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
+	remote, err := connect(contexts)
+	if err != nil {
+		return nil, err
+	}
 	return &Fleet{
-		version: readVersion(options.Source),
+		version: readVersion(options.Source), contexts: contexts, remote: remote,
 		Options: options, Plan: plan, Tree: described,
 		Store: newStore(options),
 		sup:   &process.Supervisor{Dir: options.StateDir, Cgroup: topology.Cgroup},
@@ -100,6 +121,8 @@ func choose(described *fleet.Fleet, names []string) ([]topology.ClusterSpec, err
 	}
 	return specs, nil
 }
+
+func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
 
 // SourceRoot finds the checkout that dir is in.
 func SourceRoot(dir string) (string, error) {

@@ -40,7 +40,10 @@ const (
 // Checks are the questions to this machine that Up asks before it starts
 // anything. On a machine that already runs the fleet its ports are its own.
 func (f *Fleet) Checks() []preflight.Check {
-	checks := append([]preflight.Check{preflight.Root()}, preflight.Kernel(netns.OnThread)...)
+	checks := []preflight.Check{preflight.Root(os.Geteuid())}
+	if mayTry() {
+		checks = append(checks, preflight.Kernel(netns.OnThread)...)
+	}
 	checks = append(checks, preflight.Disk("state", f.StateDir, stateBytes))
 	if len(f.sup.Members()) == 0 {
 		checks = append(checks,
@@ -53,17 +56,24 @@ func (f *Fleet) Checks() []preflight.Check {
 
 // PackageChecks are the questions that only hold once packages are installed.
 func (f *Fleet) PackageChecks() []preflight.Check {
-	return []preflight.Check{
-		preflight.Packages(programs),
-		preflight.NFTables(func(probe func() error) error {
-			return netns.OnThread(func() error {
-				if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-					return err
-				}
-				return probe()
-			})
-		}),
+	checks := []preflight.Check{preflight.Packages(programs)}
+	if mayTry() {
+		checks = append(checks, preflight.NFTables(inThrowawayNetwork))
 	}
+	return checks
+}
+
+// mayTry reports whether the kernel's features can be tried. Without root each
+// would fail for that alone, and hide the one thing that is wrong.
+func mayTry() bool { return os.Geteuid() == 0 }
+
+func inThrowawayNetwork(probe func() error) error {
+	return netns.OnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		return probe()
+	})
 }
 
 func (f *Fleet) preflight(ctx context.Context, report func(string)) error {
@@ -81,12 +91,15 @@ func (f *Fleet) packages(ctx context.Context, report func(string)) error {
 	return preflight.Failed(preflight.Run(ctx, f.PackageChecks()))
 }
 
-// engineNames is what a running fleet needs; other commands build their own.
-var engineNames = []string{"kubernetes", "coredns", "registry", "gitea", "runner", "traefik", "prometheus", "rollouts"}
+// engineNames is what a running fleet needs; other commands build their own. Two
+// are built at a time, in this order: those that share libraries (Kubernetes with
+// CoreDNS and Prometheus, Rollouts with Traefik) are apart, so that the later one
+// finds them compiled.
+var engineNames = []string{"kubernetes", "gitea", "rollouts", "registry", "runner", "traefik", "prometheus", "coredns"}
 
 func newStore(options Options) *engine.Store {
 	return &engine.Store{
-		Dir: options.CacheDir, Source: options.Source, KeepCaches: options.KeepBuildCaches,
+		Dir: options.CacheDir, Source: options.Source, KeepCaches: options.KeepBuildCaches, SeedCache: true,
 		Extras: EngineExtras(),
 	}
 }
@@ -134,7 +147,7 @@ func (f *Fleet) path(parts ...string) string {
 func waitFor(ctx context.Context, what string, limit time.Duration, done func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	tick := time.NewTicker(300 * time.Millisecond)
+	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
 		err := done(ctx)

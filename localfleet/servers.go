@@ -253,13 +253,17 @@ func (f *Fleet) imageReferences(tag string) ([]string, error) {
 	return references, nil
 }
 
-// images makes every image, pulled where upstream can be reached, assembled
-// where not.
-func (f *Fleet) images(ctx context.Context, report func(string)) error {
-	builder := &image.Builder{
+func (f *Fleet) imageBuilder(report func(string)) *image.Builder {
+	return &image.Builder{
 		Cache: f.CacheDir, Source: f.Source, Binary: f.program, Asset: f.Store.Asset, Offline: f.Offline,
 		Version: f.version.Tag, Commit: f.version.Commit, Report: report,
 	}
+}
+
+// images makes every image, pulled where upstream can be reached, assembled
+// where not.
+func (f *Fleet) images(ctx context.Context, report func(string)) error {
+	builder := f.imageBuilder(report)
 	tag := f.version.Tag
 	references, err := f.imageReferences(tag)
 	if err != nil {

@@ -13,10 +13,13 @@ import (
 	"time"
 
 	"github.com/omnivision/omnivision/fleet"
+	"github.com/omnivision/omnivision/localfleet/argocd"
+	"github.com/omnivision/omnivision/localfleet/kubeapi"
 	"github.com/omnivision/omnivision/localfleet/topology"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // Status is a fleet at one moment.
@@ -99,6 +102,9 @@ var (
 
 // Status asks every cluster. One that does not answer has its Error set.
 func (f *Fleet) Status(ctx context.Context) (*Status, error) {
+	if f.elsewhere() {
+		return f.contextStatus(ctx)
+	}
 	status := &Status{}
 	if _, err := os.Stat(f.StateDir); errors.Is(err, fs.ErrNotExist) {
 		return status, nil
@@ -114,13 +120,18 @@ func (f *Fleet) Status(ctx context.Context) (*Status, error) {
 		status.Problems = append(status.Problems, "the last 'omnivision up' did not finish: run it again")
 	}
 	status.Problems = append(status.Problems, f.treeProblems(ctx)...)
-	status.Clusters = make([]ClusterStatus, len(f.Plan.Clusters))
+	status.Clusters = f.clusterStatuses(ctx)
+	return status, nil
+}
+
+func (f *Fleet) clusterStatuses(ctx context.Context) []ClusterStatus {
+	statuses := make([]ClusterStatus, len(f.Plan.Clusters))
 	var group sync.WaitGroup
 	for i, cluster := range f.Plan.Clusters {
-		group.Go(func() { status.Clusters[i] = f.clusterStatus(ctx, cluster) })
+		group.Go(func() { statuses[i] = f.clusterStatus(ctx, cluster) })
 	}
 	group.Wait()
-	return status, nil
+	return statuses
 }
 
 func (f *Fleet) clusterStatus(ctx context.Context, c topology.Cluster) ClusterStatus {
@@ -259,11 +270,17 @@ func rolloutStatus(o *unstructured.Unstructured) RolloutStatus {
 	return status
 }
 
+// countImages counts containers by image as the Pod names it, without the digest,
+// and by the digest that runs.
 func countImages(pod *unstructured.Unstructured, images map[ImageStatus]int) {
-	for _, list := range []string{"initContainerStatuses", "containerStatuses"} {
-		for _, container := range slice(pod.Object, "status", list) {
+	for _, list := range []string{"initContainer", "container"} {
+		named := map[string]string{}
+		for _, container := range slice(pod.Object, "spec", list+"s") {
+			named[text(container, "name")], _, _ = strings.Cut(text(container, "image"), "@")
+		}
+		for _, container := range slice(pod.Object, "status", list+"Statuses") {
 			_, digest, _ := strings.Cut(text(container, "imageID"), "@")
-			images[ImageStatus{Image: text(container, "image"), Digest: digest}]++
+			images[ImageStatus{Image: named[text(container, "name")], Digest: digest}]++
 		}
 	}
 }
@@ -272,11 +289,27 @@ func countImages(pod *unstructured.Unstructured, images map[ImageStatus]int) {
 // Healthy, and says of each that is not, why (P45). It does not wait for a
 // canary to be through its steps, which may take an hour.
 func (f *Fleet) waitHealthy(ctx context.Context, report func(string)) error {
+	clients := map[string]*kubeapi.Client{}
+	for _, cluster := range f.Plan.Clusters {
+		api, err := f.client(cluster.Name, "omnivision-status")
+		if err != nil {
+			return err
+		}
+		clients[cluster.Name] = api
+	}
+	nudged := time.Now()
 	return waitFor(ctx, "every Application to be Synced and Healthy", 15*time.Minute, func(ctx context.Context) error {
+		nudge := time.Since(nudged) > nudgeInterval
+		if nudge {
+			nudged = time.Now()
+		}
 		var waiting []string
 		for _, cluster := range f.Plan.Clusters {
-			status := f.clusterStatus(ctx, cluster)
+			status := listApplications(ctx, clients[cluster.Name], cluster.Name)
 			waiting = append(waiting, unhealthy(status)...)
+			if nudge {
+				nudgeArgoCD(ctx, clients[cluster.Name], status)
+			}
 		}
 		if len(waiting) == 0 {
 			return nil
@@ -284,6 +317,38 @@ func (f *Fleet) waitHealthy(ctx context.Context, report func(string)) error {
 		report(summary(waiting))
 		return errors.New(strings.Join(waiting, "\n  "))
 	})
+}
+
+// listApplications asks for the Applications alone: what is asked often while a
+// cluster starts must not slow it down.
+func listApplications(ctx context.Context, api *kubeapi.Client, cluster string) ClusterStatus {
+	status := ClusterStatus{Name: cluster}
+	found, err := api.Dynamic.Resource(applications).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		status.Error = fmt.Sprintf("list applications: %v", err)
+		return status
+	}
+	for i := range found.Items {
+		status.Applications = append(status.Applications, applicationStatus(&found.Items[i]))
+	}
+	return status
+}
+
+// nudgeInterval is how often Argo CD is asked to compare again what is not Healthy.
+// It misses the change of a CRD's health that falls into its own sync of it, and
+// would look again by itself after three minutes.
+const nudgeInterval = 15 * time.Second
+
+// nudgeArgoCD does what `argocd app get --refresh` does. A failure shows as the
+// Application that stays as it is.
+func nudgeArgoCD(ctx context.Context, api *kubeapi.Client, status ClusterStatus) {
+	patch := []byte(`{"metadata":{"annotations":{"argocd.argoproj.io/refresh":"normal"}}}`)
+	for _, app := range status.Applications {
+		if !app.OK() && app.Name != fleet.RootApplication {
+			_, _ = api.Dynamic.Resource(applications).Namespace(argocd.Namespace).
+				Patch(ctx, app.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+		}
+	}
 }
 
 // unhealthy says what of a cluster is not as it should be.

@@ -33,7 +33,7 @@ var always = []Substitute{
 	{"GPUs", "simulated devices behind a real device plugin, with DCGM-shaped metrics and Xids on demand"},
 	{"cloud load balancers", "a controller that gives Services of type LoadBalancer a node's address"},
 	{"EKS and GKE", "Kubernetes from its Go modules, with the clouds' labels, zones and taints on the nodes"},
-	{"NetworkPolicy enforcement", "none: the kernel here lacks what enforcement needs; the rendered policies are proven by tests"},
+	{"NetworkPolicy enforcement", "none: the fleet's network plugin does not enforce policies; what the rendered ones let through is proven by tests"},
 	{"the conveyor", "up builds the images of worker and ui and writes their digests into the GitOps tree"},
 }
 

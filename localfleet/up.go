@@ -3,6 +3,7 @@ package localfleet
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/omnivision/omnivision/localfleet/engine"
 	"github.com/omnivision/omnivision/localfleet/story"
@@ -38,11 +39,20 @@ func (f *Fleet) Steps() []story.Step {
 	}
 }
 
+// unusedImages is how long an image stays in the cache that no Up has asked for.
+const unusedImages = 7 * 24 * time.Hour
+
 // Up brings the fleet up. It may be called again after any end of an earlier
 // one: what runs as it should is kept.
 func (f *Fleet) Up(ctx context.Context, watcher story.Watcher) ([]story.Timing, error) {
+	if f.elsewhere() {
+		return story.Run(ctx, f.ContextSteps(), watcher)
+	}
 	timings, err := story.Run(ctx, f.Steps(), watcher)
 	if err != nil {
+		return timings, err
+	}
+	if err := f.imageBuilder(func(string) {}).Prune(unusedImages); err != nil {
 		return timings, err
 	}
 	return timings, f.saveSubstitutes()

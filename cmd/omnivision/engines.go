@@ -24,7 +24,7 @@ type enginesOptions struct {
 }
 
 func (o enginesOptions) store() *engine.Store {
-	return &engine.Store{Dir: o.cache, Source: o.source, KeepCaches: o.keepCaches, Extras: localfleet.EngineExtras()}
+	return &engine.Store{Dir: o.cache, Source: o.source, KeepCaches: o.keepCaches, SeedCache: true, Extras: localfleet.EngineExtras()}
 }
 
 func newEnginesCommand() *cobra.Command {

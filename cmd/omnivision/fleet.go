@@ -1,11 +1,18 @@
 package main
 
 import (
+	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/omnivision/omnivision/localfleet"
 	"github.com/spf13/cobra"
+)
+
+const (
+	defaultStateDir = "/var/lib/omnivision"
+	defaultCacheDir = "/var/cache/omnivision"
 )
 
 // fleetFlags are the flags of every command about a local fleet.
@@ -15,8 +22,8 @@ type fleetFlags struct {
 
 func (f *fleetFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&f.options.StateDir, "state", "/var/lib/omnivision", "folder of the fleet's state")
-	flags.StringVar(&f.options.CacheDir, "cache", "/var/cache/omnivision", "folder of built engines and images")
+	flags.StringVar(&f.options.StateDir, "state", defaultStateDir, "folder of the fleet's state")
+	flags.StringVar(&f.options.CacheDir, "cache", defaultCacheDir, "folder of built engines and images")
 	flags.StringVar(&f.options.Source, "source", "", "checkout of this project (default: the one around the current folder)")
 	flags.IntVar(&f.options.PortBase, "port-base", 18000, "first port on loopback: the forge's; each cluster takes three from the next tens")
 }
@@ -32,7 +39,34 @@ func (f *fleetFlags) open() (*localfleet.Fleet, error) {
 			return nil, err
 		}
 	}
+	if len(f.options.Contexts) > 0 {
+		if err := f.useOwnFolders(); err != nil {
+			return nil, err
+		}
+	}
 	return localfleet.Open(f.options)
+}
+
+// contextFlag adds --context, for commands that also know clusters elsewhere.
+func (f *fleetFlags) contextFlag(cmd *cobra.Command) {
+	cmd.Flags().StringArrayVar(&f.options.Contexts, "context", nil,
+		"kubeconfig context of an existing cluster, as CLUSTER=CONTEXT; repeat it for each cluster")
+}
+
+// useOwnFolders keeps what is downloaded for clusters elsewhere in the user's
+// cache, unless flags name other folders: it takes no root.
+func (f *fleetFlags) useOwnFolders() error {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return fmt.Errorf("find the user's cache folder: %w", err)
+	}
+	if f.options.CacheDir == defaultCacheDir {
+		f.options.CacheDir = filepath.Join(cache, "omnivision")
+	}
+	if f.options.StateDir == defaultStateDir {
+		f.options.StateDir = filepath.Join(cache, "omnivision", "contexts")
+	}
+	return nil
 }
 
 // clusterFlag adds --cluster, completed from the fleet's clusters.

@@ -53,7 +53,8 @@ func newKubectlCommand() *cobra.Command {
 		Long: `Run kubectl, of the clusters' own version, against a cluster of the fleet. It
 need not be installed.`,
 		Example: `  omnivision kubectl --cluster cluster-aws -- get pods -A
-  omnivision kubectl -c cluster-gcp -- -n omnivision logs deploy/ui`,
+  omnivision kubectl -c cluster-gcp -- -n omnivision get rollouts
+  omnivision kubectl -c cluster-gcp -- -n omnivision logs -l app.kubernetes.io/component=ui`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			fleet, err := flags.open()
 			if err != nil {

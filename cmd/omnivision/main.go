@@ -79,6 +79,7 @@ Argo CD from one Git repository, without a cloud account.`,
 	root.AddCommand(
 		newUpCommand(), newDownCommand(), newStatusCommand(), newDoctorCommand(),
 		newKubeconfigCommand(), newKubectlCommand(), newGPUCommand(), newNodeCommand(), newEnginesCommand(), newEdgeCommand(),
+		newPlanCommand(),
 	)
 	return root
 }

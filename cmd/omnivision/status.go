@@ -25,7 +25,9 @@ func newStatusCommand() *cobra.Command {
 Rollouts with step and weight, images by digest, what stands in for something
 of production, and the addresses to look at in a browser.
 
-Exits with 3 if something is not Synced and Healthy.`,
+Exits with 3 if the fleet is not up, a cluster does not answer, an Application is
+not Synced and Healthy (one that waits in a canary step is), or the GitOps tree
+on the forge has a mistake.`,
 		Example: `  omnivision status
   omnivision status --watch
   omnivision status -o json | jq '.clusters[].applications'`,
@@ -46,6 +48,7 @@ Exits with 3 if something is not Synced and Healthy.`,
 		},
 	}
 	flags.add(cmd)
+	flags.contextFlag(cmd)
 	outputFlag(cmd, &output)
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it again every two seconds until interrupted")
 	return cmd
@@ -111,12 +114,10 @@ func printStatus(out io.Writer, status *localfleet.Status) error {
 	if !status.Up {
 		return nil
 	}
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, cluster := range status.Clusters {
-		printCluster(w, cluster)
-	}
-	if err := w.Flush(); err != nil {
-		return err
+		if err := printCluster(out, cluster); err != nil {
+			return err
+		}
 	}
 	if len(status.Substitutes) > 0 {
 		fmt.Fprintln(out, "\nSUBSTITUTES")
@@ -127,22 +128,41 @@ func printStatus(out io.Writer, status *localfleet.Status) error {
 	for _, problem := range status.Problems {
 		fmt.Fprintf(out, "\nPROBLEM  %s\n", problem)
 	}
-	fmt.Fprintf(out, "\nmemory  %.2f GiB\nforge   %s\n", float64(status.MemoryBytes)/(1<<30), status.Forge)
+	fmt.Fprintln(out)
+	if status.MemoryBytes > 0 {
+		fmt.Fprintf(out, "memory  %.2f GiB\n", float64(status.MemoryBytes)/(1<<30))
+	}
+	fmt.Fprintf(out, "forge   %s\n", status.Forge)
 	for _, cluster := range status.Clusters {
 		fmt.Fprintf(out, "%s  UI %s  Argo CD %s\n", cluster.Name, cluster.UI, cluster.ArgoCD)
 	}
 	return nil
 }
 
-func printCluster(w io.Writer, cluster localfleet.ClusterStatus) {
-	fmt.Fprintf(w, "\n%s  (%s, %s)\n", strings.ToUpper(cluster.Name), cluster.Cloud, cluster.Region)
+func printCluster(out io.Writer, cluster localfleet.ClusterStatus) error {
+	fmt.Fprintf(out, "\n%s  (%s, %s)\n", strings.ToUpper(cluster.Name), cluster.Cloud, cluster.Region)
 	if cluster.Error != "" {
-		fmt.Fprintf(w, "  does not answer: %s\n", cluster.Error)
+		fmt.Fprintf(out, "  does not answer: %s\n", cluster.Error)
 	}
+	for _, section := range []func(io.Writer, localfleet.ClusterStatus){printNodes, printApplications, printRollouts, printImages} {
+		// Columns of one section are aligned, not those of different ones.
+		w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+		section(w, cluster)
+		if err := w.Flush(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func printNodes(w io.Writer, cluster localfleet.ClusterStatus) {
 	fmt.Fprintln(w, "  NODE\tREADY\tZONE\tGPUS")
 	for _, node := range cluster.Nodes {
 		fmt.Fprintf(w, "  %s\t%v\t%s\t%s\n", node.Name, node.Ready, node.Zone, orDash(node.GPUs))
 	}
+}
+
+func printApplications(w io.Writer, cluster localfleet.ClusterStatus) {
 	fmt.Fprintln(w, "  APPLICATION\tSYNC\tHEALTH\tREVISION")
 	for _, app := range cluster.Applications {
 		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", app.Name, orDash(app.Sync), orDash(app.Health), shortRevision(app.Revision))
@@ -150,13 +170,19 @@ func printCluster(w io.Writer, cluster localfleet.ClusterStatus) {
 			fmt.Fprintf(w, "    %s\n", app.Message)
 		}
 	}
+}
+
+func printRollouts(w io.Writer, cluster localfleet.ClusterStatus) {
 	fmt.Fprintln(w, "  ROLLOUT\tPHASE\tSTEP\tWEIGHT\tPODS")
 	for _, r := range cluster.Rollouts {
 		fmt.Fprintf(w, "  %s\t%s\t%s\t%d %% (%d %% of Pods)\t%d/%d\n", r.Name, r.Phase, r.Step, r.Weight, r.EffectiveWeight, r.Ready, r.Replicas)
 	}
-	fmt.Fprintln(w, "  IMAGE\tDIGEST\tCONTAINERS\t")
+}
+
+func printImages(w io.Writer, cluster localfleet.ClusterStatus) {
+	fmt.Fprintln(w, "  IMAGE\tDIGEST\tCONTAINERS")
 	for _, image := range cluster.Images {
-		fmt.Fprintf(w, "  %s\t%s\t%d\t\n", image.Image, shortDigest(image.Digest), image.Containers)
+		fmt.Fprintf(w, "  %s\t%s\t%d\n", image.Image, shortDigest(image.Digest), image.Containers)
 	}
 }
 

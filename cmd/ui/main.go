@@ -1,4 +1,6 @@
-// Command ui serves the web page of one region.
+// Command ui serves the web page of one region. With --check it serves nothing
+// and asks whether others do, which is how `helm test` looks at a release: the
+// image has no other program.
 package main
 
 import (
@@ -49,6 +51,7 @@ type options struct {
 	identity                 api.Identity
 	logLevel                 slog.Level
 	showVersion              bool
+	check                    addresses
 }
 
 func parse(args []string, getenv func(string) string, stderr io.Writer) (options, error) {
@@ -65,6 +68,7 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (options
 	fs.StringVar(&o.identity.Region, "region", getenv("OMNIVISION_REGION"), "region of the cluster, by default $OMNIVISION_REGION")
 	fs.StringVar(&o.identity.Digest, "image-digest", getenv("OMNIVISION_IMAGE_DIGEST"), "digest of this image, by default $OMNIVISION_IMAGE_DIGEST")
 	fs.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	fs.Var(&o.check, "check", "serve nothing: GET this `URL`, and fail unless the answer is 2xx within 5 s; may be given several times")
 	fs.BoolVar(&o.showVersion, "version", false, "print the version and exit")
 	if err := fs.Parse(args); err != nil {
 		return o, err
@@ -87,6 +91,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return exitUsage
 	case o.showVersion:
 		fmt.Fprintf(stdout, "ui %s (commit %s, %s)\n", o.identity.Version, o.identity.Commit, version.Get().Go)
+		return exitOK
+	case len(o.check) > 0:
+		if err := checkAll(ctx, o.check, checkTimeout); err != nil {
+			fmt.Fprintln(stderr, "ui:", err)
+			return exitFailed
+		}
 		return exitOK
 	}
 	log := slog.New(slog.NewJSONHandler(stdout, &slog.HandlerOptions{Level: o.logLevel})).

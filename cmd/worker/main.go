@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -24,6 +25,7 @@ import (
 	"github.com/omnivision/omnivision/worker/api"
 	"github.com/omnivision/omnivision/worker/cppn"
 	"github.com/omnivision/omnivision/worker/gpu"
+	"github.com/omnivision/omnivision/worker/gpu/nvml"
 	"github.com/omnivision/omnivision/worker/serve"
 )
 
@@ -61,7 +63,7 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (options
 	fs.SetOutput(stderr)
 	fs.StringVar(&o.listen, "listen", ":8080", "`address` of the API and the probes")
 	fs.StringVar(&o.metricsListen, "metrics-listen", ":9090", "`address` of /metrics")
-	fs.StringVar(&o.gpus, "gpus", "auto", "auto: the devices in $"+gpu.VisibleDevicesVariable+", and none is an error; cpu: do without a GPU")
+	fs.StringVar(&o.gpus, "gpus", "auto", "auto: the devices in $"+gpu.VisibleDevicesVariable+", or without it those that NVML shows, and none is an error; cpu: do without a GPU")
 	fs.IntVar(&o.cpuSlots, "cpu-slots", 1, "with --gpus=cpu, how many generations may run at a time")
 	fs.IntVar(&o.threads, "render-threads", 1, "CPU cores that one generation may use")
 	fs.DurationVar(&o.drainDelay, "drain-delay", 5*time.Second, "after SIGTERM, how long to take requests while not ready")
@@ -111,7 +113,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 }
 
 func start(ctx context.Context, o options, getenv func(string) string, log *slog.Logger, started time.Time) error {
-	devices, err := o.devices(getenv)
+	devices, err := o.devices(getenv, nvml.Visible)
 	if err != nil {
 		return err
 	}
@@ -136,30 +138,65 @@ func start(ctx context.Context, o options, getenv func(string) string, log *slog
 		DrainDelay:   o.drainDelay,
 		DrainTimeout: o.drainTimeout,
 	}
-	if dir := getenv(gpu.XidLogVariable); dir != "" && o.gpus != gpu.CPU {
-		driver := gpu.XidLog{Dir: dir, Devices: devices, Since: started, Report: server.XidTrouble}
-		service.Background = append(service.Background, server.CountXids(driver))
-	} else {
-		log.Warn("nothing reports this worker's Xid events, so it exports no omnivision_worker_cuda_errors_total; rely on dcgm-exporter",
-			"xid_log_variable", gpu.XidLogVariable)
+	if err := o.open(&service); err != nil {
+		return err
 	}
+	// Last, so that nothing can fail between registering for events and hearing them.
+	driver, err := o.driver(getenv, devices, started, server.XidTrouble, nvml.Open)
+	if err != nil {
+		log.Warn("nothing reports this worker's Xid events, so it exports no omnivision_worker_cuda_errors_total; rely on dcgm-exporter",
+			"reason", err.Error())
+	} else {
+		service.Background = append(service.Background, server.CountXids(driver))
+	}
+	log.Info("starting", "commit", o.identity.Commit, "devices", devices, "cluster", o.identity.Cluster, "region", o.identity.Region)
+	return serve.Run(ctx, service)
+}
+
+func (o options) open(service *serve.Service) (err error) {
 	if service.Listener, err = net.Listen("tcp", o.listen); err != nil {
 		return fmt.Errorf("opening --listen: %w", err)
 	}
 	if service.MetricsListener, err = net.Listen("tcp", o.metricsListen); err != nil {
 		return fmt.Errorf("opening --metrics-listen: %w", err)
 	}
-	log.Info("starting", "commit", o.identity.Commit, "devices", devices, "cluster", o.identity.Cluster, "region", o.identity.Region)
-	return serve.Run(ctx, service)
+	return nil
 }
 
-func (o options) devices(getenv func(string) string) ([]string, error) {
+// devices are what the worker generates on. GKE's device plugin gives a
+// container its GPUs' device files and no variable, so NVML is asked then.
+func (o options) devices(getenv func(string) string, visible func() ([]string, error)) ([]string, error) {
 	if o.gpus == gpu.CPU {
 		return slices.Repeat([]string{gpu.CPU}, o.cpuSlots), nil
 	}
-	devices, err := gpu.Visible(getenv(gpu.VisibleDevicesVariable))
+	value := getenv(gpu.VisibleDevicesVariable)
+	devices, err := gpu.Visible(value)
+	if strings.TrimSpace(value) == "" {
+		found, reason := visible()
+		if len(found) > 0 {
+			return found, nil
+		}
+		if reason != nil {
+			err = fmt.Errorf("%w, and NVML shows none: %w", err, reason)
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w; ask for one with resources.limits \"nvidia.com/gpu\" on a node that has the NVIDIA device plugin, or start the worker with --gpus=cpu", err)
 	}
 	return devices, nil
+}
+
+// driver chooses what reports Xid events, or says why nothing does.
+func (o options) driver(getenv func(string) string, devices []string, started time.Time, report func(error), open func(nvml.Config) (*nvml.Driver, error)) (gpu.Driver, error) {
+	if o.gpus == gpu.CPU {
+		return nil, errors.New("--gpus=cpu: there is no GPU")
+	}
+	if dir := getenv(gpu.XidLogVariable); dir != "" {
+		return gpu.XidLog{Dir: dir, Devices: devices, Since: started, Report: report}, nil
+	}
+	driver, err := open(nvml.Config{Devices: devices, Report: report})
+	if err != nil {
+		return nil, fmt.Errorf("%s is not set, and NVML cannot be used: %w", gpu.XidLogVariable, err)
+	}
+	return driver, nil
 }

@@ -4,11 +4,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/omnivision/omnivision/worker/gpu"
+	"github.com/omnivision/omnivision/worker/gpu/nvml"
 )
 
 func env(vars map[string]string) func(string) string {
@@ -23,7 +27,7 @@ func TestTheWorkerRefusesWhatItCannotDo(t *testing.T) {
 		exit int
 		want string // in its output: the next step
 	}{
-		"no GPU":             {[]string{listen, metrics}, nil, exitFailed, "--gpus=cpu"},
+		"no GPU":             {[]string{listen, metrics}, map[string]string{"NVIDIA_VISIBLE_DEVICES": "void"}, exitFailed, "--gpus=cpu"},
 		"an image's all":     {[]string{listen, metrics}, map[string]string{"NVIDIA_VISIBLE_DEVICES": "all"}, exitFailed, "--gpus=cpu"},
 		"no Xid directory":   {[]string{listen, metrics}, map[string]string{"NVIDIA_VISIBLE_DEVICES": "GPU-1", "OMNIVISION_GPU_XID_LOG": "/nonexistent"}, exitFailed, "device plugin"},
 		"malformed digest":   {[]string{listen, metrics, "--gpus=cpu"}, map[string]string{"OMNIVISION_IMAGE_DIGEST": "latest"}, exitFailed, "sha256:"},
@@ -43,6 +47,70 @@ func TestTheWorkerRefusesWhatItCannotDo(t *testing.T) {
 			exit := run(ctx, c.args, env(c.env), &out, &out, time.Now())
 			if exit != c.exit || !strings.Contains(out.String(), c.want) || ctx.Err() != nil {
 				t.Errorf("exit %d with %s; want %d and %q", exit, out.String(), c.exit, c.want)
+			}
+		})
+	}
+}
+
+func TestDevicesAreThoseOfTheVariableAndElseThoseOfNVML(t *testing.T) {
+	shows := func(devices ...string) func() ([]string, error) {
+		return func() ([]string, error) { return devices, nil }
+	}
+	fails := func() ([]string, error) { return nil, errors.New("no libnvidia-ml.so.1") }
+	for name, c := range map[string]struct {
+		variable string
+		visible  func() ([]string, error)
+		want     string // the devices, or a part of the error
+	}{
+		"variable":           {"GPU-1", fails, "GPU-1"},
+		"no variable, GKE":   {"", shows("GPU-7", "GPU-8"), "GPU-7,GPU-8"},
+		"no variable, none":  {"", shows(), "--gpus=cpu"},
+		"no variable, fails": {" ", fails, "no libnvidia-ml.so.1"},
+		"an image's all":     {"all", shows("GPU-7"), "no device plugin does"},
+		"void":               {"void", shows("GPU-7"), "--gpus=cpu"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			devices, err := options{gpus: "auto"}.devices(env(map[string]string{"NVIDIA_VISIBLE_DEVICES": c.variable}), c.visible)
+			got := strings.Join(devices, ",")
+			if err != nil {
+				got = err.Error()
+			}
+			if (err == nil) != (got == c.want) || !strings.Contains(got, c.want) {
+				t.Errorf("devices %q, error %v; want %q", devices, err, c.want)
+			}
+		})
+	}
+}
+
+func TestTheXidDriverIsTheLogsElseNVMLsElseNone(t *testing.T) {
+	opens := func(nvml.Config) (*nvml.Driver, error) { return &nvml.Driver{}, nil }
+	fails := func(nvml.Config) (*nvml.Driver, error) { return nil, errors.New("no libnvidia-ml.so.1") }
+	devices, started := []string{"GPU-1"}, time.Now()
+	for name, c := range map[string]struct {
+		gpus, log string
+		open      func(nvml.Config) (*nvml.Driver, error)
+		isLog     bool
+		isReal    bool
+		reason    string
+	}{
+		"log":                 {"auto", "/xids", fails, true, false, ""},
+		"log goes before":     {"auto", "/xids", opens, true, false, ""},
+		"NVML":                {"auto", "", opens, false, true, ""},
+		"NVML cannot be used": {"auto", "", fails, false, false, "no libnvidia-ml.so.1"},
+		"no GPU":              {"cpu", "/xids", opens, false, false, "--gpus=cpu"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			driver, err := options{gpus: c.gpus}.driver(env(map[string]string{gpu.XidLogVariable: c.log}), devices, started, nil, c.open)
+			log, isLog := driver.(gpu.XidLog)
+			_, isReal := driver.(*nvml.Driver)
+			if isLog != c.isLog || isReal != c.isReal || (err == nil) != (driver != nil) {
+				t.Fatalf("driver %T, error %v", driver, err)
+			}
+			if err != nil && !strings.Contains(err.Error(), c.reason) {
+				t.Errorf("the reason is %v, want %q", err, c.reason)
+			}
+			if isLog && (log.Dir != c.log || log.Since != started || len(log.Devices) != 1) {
+				t.Errorf("the log is %+v", log)
 			}
 		})
 	}

@@ -18,14 +18,14 @@ type Engine struct {
 	Purpose string
 	// Module is the one whose version is the engine's.
 	Module string
-	// Release turns the module's version into that of the release, for projects
-	// that number them differently; nil means that they are the same.
-	Release func(module string) string
 	// Toolchain is the Go version that is demanded by name; empty means any
 	// that satisfies the go line of the module.
 	Toolchain string
-	Tags      []string
-	CGO       bool
+	// Release turns the module's version into that of the release, for projects
+	// that number them differently; nil means that they are the same.
+	Release func(module string) string
+	Tags    []string
+	CGO     bool
 	// Stamps are the variables that the linker sets, so that each program
 	// tells its version truly (P4).
 	Stamps []Stamp
@@ -149,6 +149,11 @@ const (
 	runnerModule     = "gitea.com/gitea/runner"
 )
 
+// toolchain is the Go version that builds every engine. One for all of them means
+// that the standard library, and what they have at the same version (client-go
+// above all: TestEnginesShareClientGo), is compiled once.
+const toolchain = "go1.27.0"
+
 // GiteaWeb is the extra of the gitea engine that builds its web page.
 const GiteaWeb = "gitea-web"
 
@@ -160,9 +165,10 @@ const GiteaWeb = "gitea-web"
 func Catalogue() []Engine {
 	return []Engine{
 		{
-			Name:    "registry",
-			Purpose: "CNCF distribution, the fleet's image and chart registry",
-			Module:  registryModule,
+			Name:      "registry",
+			Purpose:   "CNCF distribution, the fleet's image and chart registry",
+			Module:    registryModule,
+			Toolchain: toolchain,
 			Stamps: []Stamp{
 				version(registryModule+"/version.version", registryModule),
 				version(registryModule+"/version.revision", registryModule),
@@ -174,7 +180,7 @@ func Catalogue() []Engine {
 			Name:      "kubernetes",
 			Purpose:   "Kubernetes and etcd, Argo CD, Helm and kustomize, which share most of their packages",
 			Module:    kubernetesModule,
-			Toolchain: "go1.27.0",
+			Toolchain: toolchain,
 			Stamps: slices.Concat(
 				kubernetesStamps("k8s.io/component-base/version"),
 				kubernetesStamps("k8s.io/client-go/pkg/version"),
@@ -217,44 +223,48 @@ func Catalogue() []Engine {
 			Name:      "rollouts",
 			Purpose:   "Argo Rollouts, with the Kubernetes libraries that it was released with",
 			Module:    rolloutsModule,
-			Toolchain: "go1.27.0",
+			Toolchain: toolchain,
 			Stamps:    argoStamps(rolloutsModule+"/utils/version", rolloutsModule),
 			Steps:     [][]Program{{{"rollouts-controller", rolloutsModule + "/cmd/rollouts-controller"}}},
 			Scratch:   6 << 30,
 		},
 		{
-			Name:    "coredns",
-			Purpose: "CoreDNS with the plugins of a cluster's Corefile",
-			Module:  corednsModule,
-			Stamps:  []Stamp{version(corednsModule+"/coremain.GitCommit", corednsModule)},
-			Steps:   [][]Program{{{"coredns", "github.com/omnivision/omnivision/engines/coredns"}}},
-			Scratch: 3 << 30,
+			Name:      "coredns",
+			Purpose:   "CoreDNS with the plugins of a cluster's Corefile",
+			Module:    corednsModule,
+			Toolchain: toolchain,
+			Stamps:    []Stamp{version(corednsModule+"/coremain.GitCommit", corednsModule)},
+			Steps:     [][]Program{{{"coredns", "github.com/omnivision/omnivision/engines/coredns"}}},
+			Scratch:   3 << 30,
 		},
 		{
-			Name:    "gitea",
-			Purpose: "Gitea, the fleet's forge",
-			Module:  giteaModule,
-			Tags:    []string{"sqlite", "sqlite_unlock_notify"},
-			CGO:     true,
-			Stamps:  []Stamp{bare("main.Version", giteaModule)},
-			Steps:   [][]Program{{{"gitea", giteaModule}}},
-			Extras:  []string{GiteaWeb},
-			Scratch: 3 << 30,
+			Name:      "gitea",
+			Purpose:   "Gitea, the fleet's forge",
+			Module:    giteaModule,
+			Toolchain: toolchain,
+			Tags:      []string{"sqlite", "sqlite_unlock_notify"},
+			CGO:       true,
+			Stamps:    []Stamp{bare("main.Version", giteaModule)},
+			Steps:     [][]Program{{{"gitea", giteaModule}}},
+			Extras:    []string{GiteaWeb},
+			Scratch:   3 << 30,
 		},
 		{
-			Name:    "runner",
-			Purpose: "Gitea's Actions runner",
-			Module:  runnerModule,
-			Stamps:  []Stamp{version(runnerModule+"/internal/pkg/ver.version", runnerModule)},
-			Steps:   [][]Program{{{"runner", runnerModule}}},
-			Scratch: 1 << 30,
+			Name:      "runner",
+			Purpose:   "Gitea's Actions runner",
+			Module:    runnerModule,
+			Toolchain: toolchain,
+			Stamps:    []Stamp{version(runnerModule+"/internal/pkg/ver.version", runnerModule)},
+			Steps:     [][]Program{{{"runner", runnerModule}}},
+			Scratch:   1 << 30,
 		},
 		{
-			Name:    "prometheus",
-			Purpose: "Prometheus, which judges canaries, with Kubernetes as the one service discovery",
-			Module:  prometheusModule,
-			Release: prometheusVersion,
-			Tags:    []string{"remove_all_sd", "enable_kubernetes_sd"},
+			Name:      "prometheus",
+			Purpose:   "Prometheus, which judges canaries, with Kubernetes as the one service discovery",
+			Module:    prometheusModule,
+			Toolchain: toolchain,
+			Release:   prometheusVersion,
+			Tags:      []string{"remove_all_sd", "enable_kubernetes_sd"},
 			Stamps: []Stamp{
 				{
 					Variable: "github.com/prometheus/common/version.Version",
@@ -266,9 +276,25 @@ func Catalogue() []Engine {
 			Scratch: 4 << 30,
 		},
 		{
-			Name:    "traefik",
-			Purpose: "Traefik, ingress and traffic weights, the same on every cloud",
-			Module:  traefikModule,
+			// Of the tests alone: a module of its own, so that `up` does without.
+			Name:      "promtool",
+			Purpose:   "promtool, which tries the canary's queries in the tests",
+			Module:    prometheusModule,
+			Toolchain: toolchain,
+			Release:   prometheusVersion,
+			Tags:      []string{"remove_all_sd", "enable_kubernetes_sd"},
+			Stamps: []Stamp{{
+				Variable: "github.com/prometheus/common/version.Version",
+				Value:    func(v Versions) string { return strings.TrimPrefix(prometheusVersion(v[prometheusModule]), "v") },
+			}},
+			Steps:   [][]Program{{{"promtool", prometheusModule + "/cmd/promtool"}}},
+			Scratch: 4 << 30,
+		},
+		{
+			Name:      "traefik",
+			Purpose:   "Traefik, ingress and traffic weights, the same on every cloud",
+			Module:    traefikModule,
+			Toolchain: toolchain,
 			Stamps: []Stamp{
 				bare(traefikModule+"/pkg/version.Version", traefikModule),
 				fixed(traefikModule+"/pkg/version.BuildDate", "unrecorded"),

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/mod/modfile"
 )
 
 // checkout is this repository's own source.
@@ -106,4 +108,54 @@ func TestProgramsTellTheirVersion(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestEnginesShareClientGo holds what makes a cold build bearable: the largest
+// library of the engines is compiled once for all that have it at one version,
+// which takes the same version of all that it imports.
+func TestEnginesShareClientGo(t *testing.T) {
+	builds, err := (&Store{Dir: t.TempDir(), Source: checkout}).Resolve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	versions := map[string]Versions{}
+	for _, b := range builds {
+		versions[b.Name] = b.Versions
+	}
+	versions["omnivision"] = ownVersions(t)
+	for _, group := range [][]string{{"kubernetes", "coredns", "prometheus", "promtool", "omnivision"}, {"rollouts", "traefik"}} {
+		for _, module := range []string{
+			"k8s.io/client-go", "k8s.io/api", "k8s.io/apimachinery", "k8s.io/klog/v2", "k8s.io/kube-openapi", "k8s.io/utils",
+			"sigs.k8s.io/json", "sigs.k8s.io/structured-merge-diff/v6", "github.com/go-openapi/swag", "github.com/google/gnostic-models",
+			"golang.org/x/net", "golang.org/x/sys", "golang.org/x/text", "golang.org/x/oauth2", "google.golang.org/protobuf",
+		} {
+			for _, engine := range group[1:] {
+				if want := versions[group[0]][module]; versions[engine][module] != want {
+					t.Errorf("%s has %s at %s, %s at %s: both compile all that imports it", engine, module, versions[engine][module], group[0], want)
+				}
+			}
+		}
+	}
+}
+
+// ownVersions are those of this repository's own go.mod: `make up` compiles the
+// program before the engines, and they start with what it left in the Go cache.
+func ownVersions(t *testing.T) Versions {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join(checkout, "go.mod"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mod, err := modfile.Parse("go.mod", raw, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if mod.Toolchain == nil || mod.Toolchain.Name != toolchain {
+		t.Errorf("go.mod has toolchain %v, the engines %s: nothing is shared", mod.Toolchain, toolchain)
+	}
+	versions := Versions{}
+	for _, r := range mod.Require {
+		versions[r.Mod.Path] = r.Mod.Version
+	}
+	return versions
 }

@@ -39,6 +39,8 @@ type Store struct {
 	// KeepCaches leaves Dir/build when all is built. Otherwise it is removed:
 	// the caches of all engines are tens of gigabytes.
 	KeepCaches bool
+	// SeedCache starts the engines' Go cache with what the user's own has.
+	SeedCache bool
 	// Go is the go command; empty means the one on the path.
 	Go string
 }
@@ -258,7 +260,7 @@ func (s *Store) openCaches(ctx context.Context) (*lock, error) {
 	if alone, err := tryAcquire(path, syscall.LOCK_EX); err != nil {
 		return nil, err
 	} else if alone != nil {
-		err := os.RemoveAll(s.goTemp())
+		err := s.prepareCaches(ctx)
 		alone.release()
 		if err != nil {
 			return nil, err
@@ -273,6 +275,17 @@ func (s *Store) openCaches(ctx context.Context) (*lock, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// prepareCaches is for whoever builds alone.
+func (s *Store) prepareCaches(ctx context.Context) error {
+	if err := os.RemoveAll(s.goTemp()); err != nil {
+		return err
+	}
+	if !s.SeedCache {
+		return nil
+	}
+	return s.seed(ctx)
 }
 
 // removeCaches removes the Go caches unless another process is using them;

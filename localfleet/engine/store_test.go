@@ -205,10 +205,14 @@ func TestTwoEnsuresAtTheSameTimeBuildOnce(t *testing.T) {
 	log := filepath.Join(dir, "log")
 	ctx := deadline(t)
 	var group sync.WaitGroup
-	errs := make([]error, 2)
-	for i := range errs {
-		s := newStore(t, dir)
-		countingGo(t, s, log)
+	stores, errs := make([]*Store, 2), make([]error, 2)
+	for i := range stores {
+		stores[i] = newStore(t, dir)
+		// Not while the other one starts programs: a fork keeps a script that is
+		// being written open, and the kernel then refuses to run it.
+		countingGo(t, stores[i], log)
+	}
+	for i, s := range stores {
 		group.Go(func() { errs[i] = s.Ensure(ctx, nil, nil) })
 	}
 	group.Wait()

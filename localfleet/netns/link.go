@@ -99,7 +99,8 @@ func EnsureCable(c Cable) error {
 }
 
 func ensureCable(c Cable) error {
-	if !deviceExists(c.NodeNS, c.Device) {
+	// Either end alone is what is left of a pair whose other namespace is going away.
+	if !deviceExists(c.NodeNS, c.Device) || !deviceExists(c.HubNS, c.Port) {
 		if err := makePair(c); err != nil {
 			return err
 		}
@@ -136,38 +137,65 @@ func deviceExists(name, device string) bool {
 // makePair makes both ends in the hub's namespace, so that no device is ever
 // seen in the machine's own, and moves one to the node.
 func makePair(c Cable) error {
-	return Do(c.HubNS, func() error {
-		if stale, err := netlink.LinkByName(c.Port); err == nil {
-			if err := netlink.LinkDel(stale); err != nil {
-				return fmt.Errorf("remove stale device %s: %w", c.Port, err)
-			}
+	temporary := c.Port + "p"
+	for _, stale := range []struct{ ns, device string }{{c.HubNS, c.Port}, {c.NodeNS, c.Device}, {c.NodeNS, temporary}} {
+		if err := removeDevice(stale.ns, stale.device); err != nil {
+			return err
 		}
+	}
+	return Do(c.HubNS, func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = c.Port
-		temporary := c.Port + "p"
 		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: temporary}); err != nil {
 			return fmt.Errorf("add veth pair %s: %w", c.Port, err)
 		}
-		peer, err := netlink.LinkByName(temporary)
-		if err != nil {
+		if err := move(temporary, c.NodeNS); err != nil {
 			return err
-		}
-		fd, err := unix.Open(Path(c.NodeNS), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("open namespace %s: %w", c.NodeNS, err)
-		}
-		defer unix.Close(fd) //nolint:errcheck // a read-only descriptor
-		if err := netlink.LinkSetNsFd(peer, fd); err != nil {
-			return fmt.Errorf("move %s: %w", temporary, err)
 		}
 		return Do(c.NodeNS, func() error {
 			moved, err := netlink.LinkByName(temporary)
 			if err != nil {
-				return err
+				return fmt.Errorf("find %s: %w", temporary, err)
 			}
 			return netlink.LinkSetName(moved, c.Device)
 		})
 	})
+}
+
+// removeDevice removes a device, and with it the other end of a pair. One that
+// is not there is no error.
+func removeDevice(ns, device string) error {
+	return Do(ns, func() error {
+		link, err := netlink.LinkByName(device)
+		if missing := (netlink.LinkNotFoundError{}); errors.As(err, &missing) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("look for stale device %s: %w", device, err)
+		}
+		// The kernel may be taking it away already, with the namespace of the other end.
+		if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("remove stale device %s: %w", device, err)
+		}
+		return nil
+	})
+}
+
+// move moves a device of the current namespace into another one.
+func move(device, ns string) error {
+	link, err := netlink.LinkByName(device)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", device, err)
+	}
+	fd, err := unix.Open(Path(ns), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open namespace %s: %w", ns, err)
+	}
+	defer unix.Close(fd) //nolint:errcheck // a read-only descriptor
+	if err := netlink.LinkSetNsFd(link, fd); err != nil {
+		return fmt.Errorf("move %s: %w", device, err)
+	}
+	return nil
 }
 
 func plugIn(c Cable) error {

@@ -27,21 +27,18 @@ const Root = "/run/netns"
 // Path returns the file that holds the namespace called name.
 func Path(name string) string { return filepath.Join(Root, name) }
 
-// Exists reports whether a namespace called name is bound.
+// Exists reports whether a namespace called name is bound. The file alone is
+// none: it is made first, and stays where a run was killed before binding it.
 func Exists(name string) bool {
-	ns, err := netns.GetFromName(name)
-	if err != nil {
-		return false
-	}
-	_ = ns.Close()
-	return true
+	var stat unix.Statfs_t
+	return unix.Statfs(Path(name), &stat) == nil && int64(stat.Type) == unix.NSFS_MAGIC
 }
 
 // Ensure makes the namespace called name, with its loopback device up, unless
 // it is there already.
 func Ensure(name string) error {
 	if Exists(name) {
-		return nil
+		return Do(name, loopbackUp) // a killed run may have come no further than the name
 	}
 	// A file without a namespace on it is what a killed run leaves behind.
 	if err := os.Remove(Path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -39,6 +39,9 @@ func TestEnsureIsIdempotentAndReplacesAStaleFile(t *testing.T) {
 	if err := os.WriteFile(Path(name), nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
+	if Exists(name) {
+		t.Fatal("a file counts as a namespace")
+	}
 	for range 2 {
 		if err := Ensure(name); err != nil {
 			t.Fatal(err)
@@ -46,6 +49,9 @@ func TestEnsureIsIdempotentAndReplacesAStaleFile(t *testing.T) {
 		if !Exists(name) {
 			t.Fatal("the namespace is not there")
 		}
+	}
+	if err := Do(name, func() error { return nil }); err != nil {
+		t.Fatalf("the namespace cannot be entered: %v", err)
 	}
 	names, err := List("ovtest-")
 	if err != nil || !strings.Contains(strings.Join(names, " "), name) {

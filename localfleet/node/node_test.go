@@ -62,7 +62,7 @@ func TestNodeRegistersWithItsCloudsLabelsAndAKillLeavesNoMount(t *testing.T) {
 	defer cancel()
 	dir, err := os.MkdirTemp("/var/lib", "ovtest-") // overlayfs does not stack on every /tmp
 	mustDo(t, err)
-	plan, err := topology.New(dir, 0, []topology.ClusterSpec{{Name: "t", Cloud: "gcp", Region: "europe-west1"}})
+	plan, err := topology.New(dir, 18000, []topology.ClusterSpec{{Name: "t", Cloud: "gcp", Region: "europe-west1"}})
 	mustDo(t, err)
 	cluster := plan.Clusters[0]
 	group := fmt.Sprintf("ovtest-node-%d", os.Getpid())

@@ -82,10 +82,11 @@ func Failed(results []Result) error {
 	return fmt.Errorf("this machine cannot run the fleet yet:\n  %s", strings.Join(lines, "\n  "))
 }
 
-// Root asks for the rights to make namespaces, mounts and control groups.
-func Root() Check {
+// Root asks for the rights to make namespaces, mounts and control groups. uid
+// is the effective user id of the command.
+func Root(uid int) Check {
 	return Check{"root", func(context.Context) (string, error) {
-		if os.Geteuid() != 0 {
+		if uid != 0 {
 			return "", problem{"you are not root, and nodes need namespaces, mounts and control groups", "run the command with sudo"}
 		}
 		return "running as root", nil
@@ -110,7 +111,8 @@ func Kernel(try func(func() error) error) []Check {
 			func() error { return unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS) }),
 		feature("overlay file system", "load it with 'modprobe overlay'",
 			func() error { return inFile("/proc/filesystems", "overlay") }),
-		feature("control groups", "mount the control group file systems at /sys/fs/cgroup", cgroups),
+		feature("control groups", "mount the control group file systems at /sys/fs/cgroup",
+			func() error { return cgroups("/sys/fs/cgroup") }),
 	}
 }
 
@@ -127,12 +129,14 @@ func inFile(path, word string) error {
 	return fmt.Errorf("%s does not name it", path)
 }
 
-func cgroups() error {
-	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+// cgroups asks for the file system of version 2 or the hierarchies of version 1
+// that nodes put processes in.
+func cgroups(root string) error {
+	if _, err := os.Stat(filepath.Join(root, "cgroup.controllers")); err == nil {
 		return nil
 	}
 	for _, hierarchy := range []string{"pids", "memory", "cpu", "devices", "freezer", "cpuset"} {
-		if _, err := os.Stat(filepath.Join("/sys/fs/cgroup", hierarchy, "tasks")); err != nil {
+		if _, err := os.Stat(filepath.Join(root, hierarchy, "tasks")); err != nil {
 			return fmt.Errorf("the %s hierarchy is not mounted: %w", hierarchy, err)
 		}
 	}
@@ -179,17 +183,20 @@ func Ports(ports []int) Check {
 		var taken []string
 		for _, port := range ports {
 			listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-			if err != nil {
+			switch {
+			case errors.Is(err, unix.EADDRINUSE):
 				taken = append(taken, strconv.Itoa(port))
-				continue
+			case err != nil:
+				return "", problem{fmt.Sprintf("port %d cannot be listened on: %v", port, err), "choose other ports with --port-base"}
+			default:
+				_ = listener.Close()
 			}
-			_ = listener.Close()
 		}
 		if len(taken) > 0 {
 			return "", problem{"somebody else listens on 127.0.0.1, port " + strings.Join(taken, ", "),
 				"end that program, or choose other ports with --port-base"}
 		}
-		return fmt.Sprintf("%d free, from 127.0.0.1:%d", len(ports), ports[0]), nil
+		return fmt.Sprintf("all %d on 127.0.0.1 are free", len(ports)), nil
 	}}
 }
 
@@ -197,49 +204,60 @@ func Ports(ports []int) Check {
 func Disk(name, dir string, bytes uint64) Check {
 	return Check{"disk: " + name, func(context.Context) (string, error) {
 		existing := dir
-		for {
-			if _, err := os.Stat(existing); err == nil || existing == "/" {
+		for existing != filepath.Dir(existing) {
+			if _, err := os.Stat(existing); err == nil {
 				break
 			}
 			existing = filepath.Dir(existing)
 		}
 		var stat unix.Statfs_t
 		if err := unix.Statfs(existing, &stat); err != nil {
-			return "", fmt.Errorf("look at %s: %w", existing, err)
+			return "", problem{fmt.Sprintf("the file system at %s does not say how full it is: %v", existing, err),
+				"choose another folder with --state or --cache"}
 		}
 		free := stat.Bavail * uint64(stat.Bsize) //nolint:gosec // block sizes are positive
 		detail := fmt.Sprintf("%.1f GB free at %s, %.1f GB needed", gigabytes(free), existing, gigabytes(bytes))
 		if free < bytes {
-			return "", problem{detail, "free some space, or choose another folder"}
+			return "", problem{detail, "free some space, or choose another folder with --state or --cache"}
 		}
 		return detail, nil
 	}}
 }
 
 // Memory asks for so many bytes that can still be had.
-func Memory(bytes uint64) Check {
+func Memory(bytes uint64) Check { return memory("/proc/meminfo", bytes) }
+
+func memory(meminfo string, bytes uint64) Check {
 	return Check{"memory", func(context.Context) (string, error) {
-		data, err := os.ReadFile("/proc/meminfo")
+		available, err := availableMemory(meminfo)
 		if err != nil {
-			return "", err
+			return "", problem{"it is unknown how much memory is available: " + err.Error(), "use a kernel whose /proc is mounted and has meminfo"}
 		}
-		for line := range strings.Lines(string(data)) {
-			fields := strings.Fields(line)
-			if len(fields) < 2 || fields[0] != "MemAvailable:" {
-				continue
-			}
-			kilobytes, err := strconv.ParseUint(fields[1], 10, 64)
-			if err != nil {
-				return "", fmt.Errorf("read /proc/meminfo: %w", err)
-			}
-			detail := fmt.Sprintf("%.1f GB available, %.1f GB needed", gigabytes(kilobytes<<10), gigabytes(bytes))
-			if kilobytes<<10 < bytes {
-				return "", problem{detail, "end what you do not need, or rehearse one cluster with --cluster"}
-			}
-			return detail, nil
+		detail := fmt.Sprintf("%.1f GB available, %.1f GB needed", gigabytes(available), gigabytes(bytes))
+		if available < bytes {
+			return "", problem{detail, "end what you do not need, or use a machine with more memory"}
 		}
-		return "", errors.New("/proc/meminfo has no line MemAvailable")
+		return detail, nil
 	}}
+}
+
+func availableMemory(meminfo string) (uint64, error) {
+	data, err := os.ReadFile(meminfo)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 || fields[0] != "MemAvailable:" {
+			continue
+		}
+		kilobytes, err := strconv.ParseUint(fields[1], 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("line MemAvailable of %s: %w", meminfo, err)
+		}
+		return kilobytes << 10, nil
+	}
+	return 0, fmt.Errorf("%s has no line MemAvailable", meminfo)
 }
 
 func gigabytes(bytes uint64) float64 { return float64(bytes) / 1e9 }

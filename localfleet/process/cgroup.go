@@ -190,21 +190,29 @@ func removeGroupsOnce(group string) error {
 func (s *Supervisor) MemoryBytes() (uint64, error) {
 	var total uint64
 	for pid := range members(s.Cgroup) {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+		proportional, err := proportionalMemory(pid)
 		if err != nil {
 			continue // ended since
 		}
-		fields := strings.Fields(string(data))
-		if len(fields) < 3 {
-			continue
-		}
-		resident, err := strconv.ParseUint(fields[1], 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("read memory of process %d: %w", pid, err)
-		}
-		total += resident * uint64(os.Getpagesize()) //nolint:gosec // a page is a few KiB
+		total += proportional
 	}
 	return total, nil
+}
+
+// proportionalMemory is the process' share (Pss): a page that several have, such as
+// the program that four kubelets run, counts once in the sum.
+func proportionalMemory(pid int) (uint64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if value, ok := strings.CutPrefix(line, "Pss:"); ok {
+			kilobytes, err := strconv.ParseUint(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 10, 64)
+			return kilobytes << 10, err
+		}
+	}
+	return 0, fmt.Errorf("process %d has no Pss", pid)
 }
 
 // EnsureGroup makes the control group in every hierarchy, for a program such as

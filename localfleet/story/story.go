@@ -51,6 +51,8 @@ func Run(ctx context.Context, steps []Step, watcher Watcher) ([]Timing, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
+	over := make(chan struct{})
+	defer close(over)
 	var (
 		events  = make(chan event)
 		done    = map[string]bool{}
@@ -67,7 +69,7 @@ func Run(ctx context.Context, steps []Step, watcher Watcher) ([]Timing, error) {
 			started[step.Name] = true
 			running++
 			watcher.Started(step.Name)
-			go runStep(ctx, step, events)
+			go runStep(ctx, step, events, over)
 		}
 	}
 	startReady()
@@ -93,9 +95,16 @@ func Run(ctx context.Context, steps []Step, watcher Watcher) ([]Timing, error) {
 	return timings, cause(ctx, failed)
 }
 
-func runStep(ctx context.Context, step Step, events chan<- event) {
+// runStep runs one step. What it reports after the story is over, from a
+// goroutine that it left behind, goes nowhere.
+func runStep(ctx context.Context, step Step, events chan<- event, over <-chan struct{}) {
 	begin := time.Now()
-	err := step.Run(ctx, func(detail string) { events <- event{step: step.Name, detail: detail} })
+	err := step.Run(ctx, func(detail string) {
+		select {
+		case events <- event{step: step.Name, detail: detail}:
+		case <-over:
+		}
+	})
 	events <- event{step: step.Name, ended: true, took: time.Since(begin), err: err}
 }
 

@@ -3,9 +3,12 @@ package story
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -88,6 +91,137 @@ func TestCancellationIsReported(t *testing.T) {
 		{Name: "b", After: []string{"a"}, Run: ok},
 	}, &recorder{})
 	if !errors.Is(err, context.Canceled) {
+		t.Errorf("err = %v", err)
+	}
+}
+
+// takes is a step that does nothing for so long, in the time of a synctest.
+func takes(d time.Duration) func(context.Context, func(string)) error {
+	return func(ctx context.Context, _ func(string)) error {
+		select {
+		case <-time.After(d):
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func TestTimingsAreThoseOfTheStepsInTheOrderOfTheirEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		timings, err := Run(t.Context(), []Step{
+			{Name: "long", Run: takes(5 * time.Second)},
+			{Name: "short", Run: takes(2 * time.Second)},
+			{Name: "after short", After: []string{"short"}, Run: takes(time.Second)},
+			{Name: "last", After: []string{"long", "after short"}, Run: takes(time.Second)},
+		}, &recorder{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := []Timing{{"short", 2 * time.Second}, {"after short", time.Second}, {"long", 5 * time.Second}, {"last", time.Second}}
+		if !slices.Equal(timings, want) {
+			t.Errorf("timings %v, want %v", timings, want)
+		}
+		// Side by side: the longest way through the list, not the sum of the steps.
+		if took := time.Since(begin); took != 6*time.Second {
+			t.Errorf("the story took %s, want 6s", took)
+		}
+	})
+}
+
+func TestEverythingThatCanRunAtOnceDoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var steps []Step
+		for i := range 20 {
+			steps = append(steps, Step{Name: fmt.Sprint(i), Run: takes(time.Second)})
+		}
+		begin := time.Now()
+		if _, err := Run(t.Context(), steps, &recorder{}); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begin); took != time.Second {
+			t.Errorf("20 steps of a second each took %s", took)
+		}
+	})
+}
+
+func TestAFailureEndsTheOthersAndWaitsForThem(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tidied := false
+		r := &recorder{}
+		timings, err := Run(t.Context(), []Step{
+			{Name: "bad", Run: func(ctx context.Context, _ func(string)) error {
+				_ = takes(time.Second)(ctx, nil)
+				return errors.New("no disk")
+			}},
+			{Name: "tidy", Run: func(ctx context.Context, _ func(string)) error {
+				<-ctx.Done()
+				time.Sleep(3 * time.Second) // it takes something away again
+				tidied = true
+				return fmt.Errorf("stop: %w", ctx.Err())
+			}},
+			{Name: "good", Run: func(ctx context.Context, _ func(string)) error { <-ctx.Done(); return nil }},
+			{Name: "later", After: []string{"good"}, Run: ok},
+		}, r)
+		if err == nil || err.Error() != `step "bad": no disk` {
+			t.Errorf("err = %v, want the cause alone", err)
+		}
+		if !tidied {
+			t.Error("Run returned while a step was still running")
+		}
+		if want := []Timing{{"bad", time.Second}, {"good", time.Second}, {"tidy", 4 * time.Second}}; !slices.Equal(timings, want) {
+			t.Errorf("timings %v, want %v", timings, want)
+		}
+		if text := strings.Join(r.lines, "\n"); strings.Contains(text, "later") {
+			t.Errorf("a step was started after the failure:\n%s", text)
+		}
+	})
+}
+
+func TestTwoCausesAreBothNamed(t *testing.T) {
+	_, err := Run(t.Context(), []Step{
+		{Name: "first", Run: func(context.Context, func(string)) error { return errors.New("no disk") }},
+		{Name: "second", Run: func(ctx context.Context, _ func(string)) error { <-ctx.Done(); return errors.New("no port") }},
+	}, &recorder{})
+	for _, want := range []string{`step "first": no disk`, `step "second": no port`} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is not in the error: %v", want, err)
+		}
+	}
+}
+
+func TestAReportAfterTheEndHurtsNobody(t *testing.T) {
+	r := &recorder{}
+	late := make(chan func(string), 1)
+	_, err := Run(t.Context(), []Step{{Name: "a", Run: func(_ context.Context, report func(string)) error {
+		late <- report
+		return nil
+	}}}, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := make(chan struct{})
+	go func() { (<-late)("still here"); close(said) }()
+	select {
+	case <-said:
+	case <-time.After(10 * time.Second):
+		t.Fatal("whoever reports after the end waits for ever")
+	}
+	if text := strings.Join(r.lines, "\n"); strings.Contains(text, "still here") {
+		t.Errorf("the watcher was told after the end:\n%s", text)
+	}
+}
+
+func TestAListWithoutStepsIsDoneAtOnce(t *testing.T) {
+	if timings, err := Run(t.Context(), nil, &recorder{}); err != nil || len(timings) != 0 {
+		t.Errorf("timings %v, err %v", timings, err)
+	}
+}
+
+func TestAnImpossibleListNamesTheStepAndWhatItWaitsFor(t *testing.T) {
+	_, err := Run(t.Context(), []Step{{Name: "nodes", After: []string{"network", "edge"}, Run: ok}}, &recorder{})
+	if err == nil || err.Error() != `step "nodes" comes after edge, network, which the list does not name before it` {
 		t.Errorf("err = %v", err)
 	}
 }

@@ -7,9 +7,12 @@
 package topology
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -83,10 +86,10 @@ type Node struct {
 // cluster three.
 func New(dir string, portBase int, specs []ClusterSpec) (*Plan, error) {
 	if len(specs) == 0 {
-		return nil, fmt.Errorf("the fleet names no cluster")
+		return nil, errors.New("the fleet names no cluster: describe one in fleet.yaml")
 	}
 	if len(specs) > maxClusters {
-		return nil, fmt.Errorf("a local fleet has room for %d clusters, fleet.yaml names %d: choose some with --cluster", maxClusters, len(specs))
+		return nil, fmt.Errorf("a local fleet has room for %d clusters, fleet.yaml names %d: choose some with --only", maxClusters, len(specs))
 	}
 	plan := &Plan{StateDir: dir, PortBase: portBase}
 	for i, spec := range specs {
@@ -96,7 +99,52 @@ func New(dir string, portBase int, specs []ClusterSpec) (*Plan, error) {
 		}
 		plan.Clusters = append(plan.Clusters, cluster)
 	}
-	return plan, nil
+	if err := plan.checkPorts(); err != nil {
+		return nil, err
+	}
+	return plan, plan.checkNames()
+}
+
+func (p *Plan) checkPorts() error {
+	const lastPort = 65535
+	if last := slices.Max(p.Ports()); p.PortBase < 1 || last > lastPort {
+		return fmt.Errorf("the fleet's ports would be %d to %d: choose a --port-base from 1 to %d", p.PortBase, last, lastPort-(last-p.PortBase))
+	}
+	return nil
+}
+
+// maxNameLength is what the folders, control groups and names of a cluster have
+// room for: that of a DNS label.
+const maxNameLength = 63
+
+var clusterName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
+
+// checkNames refuses names that are no file names, and two things of one name:
+// a cluster called hub, or one that is called as another cluster's node.
+func (p *Plan) checkNames() error {
+	owners := map[string]string{HubNS: "the hub"}
+	for _, c := range p.Clusters {
+		if len(c.Name) > maxNameLength || !clusterName.MatchString(c.Name) {
+			return fmt.Errorf("cluster %q: want a name of at most %d lower-case letters, digits and dashes in fleet.yaml", c.Name, maxNameLength)
+		}
+		if err := claim(owners, c.NetNS, "cluster "+c.Name); err != nil {
+			return err
+		}
+		for _, n := range c.Nodes {
+			if err := claim(owners, n.NetNS, "node "+n.Name+" of cluster "+c.Name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func claim(owners map[string]string, namespace, owner string) error {
+	if other, taken := owners[namespace]; taken {
+		return fmt.Errorf("%s and %s would share the network namespace %s: name the cluster otherwise, and once", other, owner, namespace)
+	}
+	owners[namespace] = owner
+	return nil
 }
 
 // ForgePort is where the forge answers on loopback.

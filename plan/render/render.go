@@ -85,6 +85,14 @@ func (c *Chart) Name() string { return c.chart.Name() }
 // Version of the chart.
 func (c *Chart) Version() string { return c.chart.Metadata.Version }
 
+// AsksForAPIVersions says whether a template looks at what the cluster serves, so that
+// Release.APIVersions may decide what is rendered (P4).
+func (c *Chart) AsksForAPIVersions() bool {
+	return slices.ContainsFunc(c.chart.Raw, func(f *common.File) bool {
+		return bytes.Contains(f.Data, []byte(".Capabilities.APIVersions"))
+	})
+}
+
 // Values is one value file.
 type Values map[string]any
 

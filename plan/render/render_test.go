@@ -234,3 +234,15 @@ func TestNamesTheValueFileThatCannotBeRead(t *testing.T) {
 		}
 	}
 }
+
+func TestSaysWhetherTheClustersAPIVersionsCount(t *testing.T) {
+	for text, want := range map[string]bool{
+		`{{ .Capabilities.APIVersions.Has "traefik.io/v1alpha1" }}`: true,
+		`{{ .Capabilities.KubeVersion.Version }}`:                   false,
+	} {
+		chart := load(t, map[string]string{"templates/cm.yaml": configMap + "  got: " + text})
+		if got := chart.AsksForAPIVersions(); got != want {
+			t.Errorf("%s: got %v", text, got)
+		}
+	}
+}

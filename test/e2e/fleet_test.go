@@ -6,6 +6,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -122,6 +123,7 @@ func TestFleet(t *testing.T) {
 		name string
 		run  func(*testing.T)
 	}{
+		{"KilledUp", testKilledUp},
 		{"Up", testUp},
 		{"BothRegionsGenerate", testBothRegionsGenerate},
 		{"OregonOnlyChange", testOregonOnlyChange},
@@ -129,6 +131,8 @@ func TestFleet(t *testing.T) {
 		{"SecondUpIsRefused", testSecondUpIsRefused},
 		{"KilledArgoCD", testKilledArgoCD},
 		{"XidReachesWorkerAndPrometheus", testXid},
+		{"BrokenGPULeavesItsNode", testBrokenGPU},
+		{"ExistingClusters", testExistingClusters},
 		{"KilledNode", testKilledNode},
 		{"RebootedMachine", testReboot},
 		{"DownLeavesNothing", testDown},
@@ -137,6 +141,34 @@ func TestFleet(t *testing.T) {
 		if !t.Run(part.name, part.run) {
 			return
 		}
+	}
+}
+
+// testKilledUp kills the first `up` in the middle of its work, twice. The next
+// part's `up` has to cope with what that leaves.
+func testKilledUp(t *testing.T) {
+	for _, step := range []string{"network", "control planes"} {
+		ctx, cancel := context.WithTimeout(t.Context(), 40*time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, filepath.Join(root(t), "bin", "omnivision"), "up")
+		cmd.Dir = root(t)
+		progress, err := cmd.StderrPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(progress)
+		for lines.Scan() {
+			if strings.HasPrefix(lines.Text(), "ok ") && strings.Contains(lines.Text(), "  "+step+"  ") {
+				break
+			}
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatalf("up ended before it was through with %q: %v", step, err)
+		}
+		_ = cmd.Wait() // it was killed
 	}
 }
 
@@ -204,7 +236,7 @@ func testBothRegionsGenerate(t *testing.T) {
 	for _, r := range regions {
 		var header http.Header
 		var animation []byte
-		eventually(t, "generation in "+r.region, 30*time.Second, func() (err error) {
+		eventually(t, "generation in "+r.region, 2*time.Minute, func() (err error) {
 			header, animation, err = generate(r.ui)
 			return err
 		})
@@ -221,6 +253,30 @@ func testBothRegionsGenerate(t *testing.T) {
 	}
 	if !bytes.Equal(animations[0], animations[1]) {
 		t.Error("the same prompt and seed gave another animation in the other region")
+	}
+}
+
+// testExistingClusters takes the running clusters for somebody else's: Argo CD
+// that is there already is installed once more, and nothing of it changes.
+func testExistingClusters(t *testing.T) {
+	kubeconfig := filepath.Join(t.TempDir(), "config")
+	omnivision(t, "kubeconfig", "--file", kubeconfig)
+	t.Setenv("KUBECONFIG", kubeconfig)
+	pods := func(cluster string) string {
+		return kubectl(t, cluster, "get", "pods", "-n", "argocd", "-o", "jsonpath={.items[*].metadata.uid}")
+	}
+	before := []string{pods("cluster-aws"), pods("cluster-gcp")}
+	contexts := []string{
+		"--context", "cluster-aws=cluster-aws", "--context", "cluster-gcp=cluster-gcp",
+		"--state", filepath.Join(t.TempDir(), "state"), "--cache", "/var/cache/omnivision",
+	}
+	omnivision(t, append([]string{"up"}, contexts...)...)
+	omnivision(t, append([]string{"status"}, contexts...)...)
+	if after := []string{pods("cluster-aws"), pods("cluster-gcp")}; after[0] != before[0] || after[1] != before[1] {
+		t.Errorf("Argo CD was restarted: Pods were %v and are %v", before, after)
+	}
+	if _, err := try(t, "up", "--context", "cluster-aws=no-such-context"); err == nil {
+		t.Error("a context that does not exist was accepted")
 	}
 }
 

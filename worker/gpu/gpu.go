@@ -26,7 +26,8 @@ var devicePattern = regexp.MustCompile(`^[A-Za-z0-9-]{1,96}$`)
 // Visible reads the value of VisibleDevicesVariable and returns one name a
 // device, usually its UUID. It refuses "all": an image sets that by itself and
 // it says nothing about what the scheduler granted, so two workers would each
-// believe that they own every GPU of the node.
+// believe that they own every GPU of the node. Where no variable is set, package
+// nvml can say which GPUs the container was given.
 func Visible(value string) ([]string, error) {
 	switch strings.TrimSpace(value) {
 	case "", "none", "void":
@@ -38,7 +39,10 @@ func Visible(value string) ([]string, error) {
 	seen := map[string]bool{}
 	for name := range strings.SplitSeq(value, ",") {
 		name = strings.TrimSpace(name)
-		if !devicePattern.MatchString(name) {
+		switch {
+		case name == "all" || name == "none" || name == "void":
+			return nil, fmt.Errorf("%w: %s has %q among other names, so it is not clear which GPUs are this container's", ErrNone, VisibleDevicesVariable, name)
+		case !devicePattern.MatchString(name):
 			return nil, fmt.Errorf("%s: %q is not the name of a device", VisibleDevicesVariable, name)
 		}
 		if seen[name] {
@@ -66,14 +70,9 @@ type Event struct {
 // can never report again, with the reason; trouble that may pass is its own to
 // retry.
 //
-// XidLog is the driver of simulated GPUs. A driver for real ones belongs in a
-// build with cgo, which the static image is not: it opens one NVML event set
-// (nvmlEventSetCreate), registers nvmlEventTypeXidCriticalError for each
-// device (nvmlDeviceRegisterEvents), waits in nvmlEventSetWait_v2 with a
-// timeout that lets it look at ctx, turns eventData into Xid, and treats
-// NVML_ERROR_GPU_IS_LOST as Xid 79. Until a worker has such a driver it
-// exports no Xid counter at all, rather than one that is always zero (P16),
-// and DCGM's exporter on the node is what counts.
+// XidLog is the driver of simulated GPUs, package nvml that of real ones. A
+// worker that has neither exports no Xid counter at all, rather than one that
+// is always zero (P16), and DCGM's exporter on the node is what counts.
 type Driver interface {
 	Watch(ctx context.Context, emit func(Event)) error
 }

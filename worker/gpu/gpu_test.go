@@ -193,6 +193,33 @@ func TestWatchNeedsItsDirectory(t *testing.T) {
 	}
 }
 
+// FuzzVisible looks for a list of devices that gives one GPU to two
+// generations, or a name that would lead out of the folder of Xid logs.
+func FuzzVisible(f *testing.F) {
+	for _, seed := range []string{"GPU-1", "GPU-1,GPU-2", "GPU-1, GPU-1", "all", "GPU-1,all", "none", "void", "", " ", ",", "../GPU-1", "0,1", "MIG-1/2", "GPU-1\n"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, value string) {
+		devices, err := Visible(value)
+		if err != nil {
+			if !strings.Contains(err.Error(), VisibleDevicesVariable) {
+				t.Fatalf("%q is refused without the variable's name: %v", value, err)
+			}
+			return
+		}
+		seen := map[string]bool{}
+		for _, d := range devices {
+			if d == "" || d == "all" || d == "none" || d == "." || d == ".." || strings.ContainsAny(d, "/, \n\x00") || seen[d] {
+				t.Fatalf("%q passes as %q", value, devices)
+			}
+			seen[d] = true
+		}
+		if len(devices) == 0 {
+			t.Fatalf("%q passes as no device", value)
+		}
+	})
+}
+
 func FuzzParseXid(f *testing.F) {
 	for _, seed := range []string{line(79, started), `{"xid":1e2}`, `{"time":"x"}`, `[]`, "", `{"time":"0001-01-01T00:00:00Z","uuid":"a","xid":1}`} {
 		f.Add([]byte(seed))

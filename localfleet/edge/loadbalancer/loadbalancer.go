@@ -75,8 +75,9 @@ type Controller struct {
 	log      *slog.Logger
 	queue    workqueue.TypedRateLimitingInterface[string]
 
-	mu       sync.Mutex
-	assigned []Assignment
+	mu        sync.Mutex
+	assigned  []Assignment
+	unwritten map[string]string // by Service: why its status could not be written
 }
 
 // everything is the queue's only key: an address depends on what the other Services hold.
@@ -124,11 +125,17 @@ func (c *Controller) Run(ctx context.Context) {
 	}
 }
 
-// Assignments is what each Service has, in order of namespace and name.
+// Assignments is what was decided for each Service, in order of namespace and name, and why a Service does not have it yet.
 func (c *Controller) Assignments() []Assignment {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.Clone(c.assigned)
+	list := slices.Clone(c.assigned)
+	for i, a := range list {
+		if failure := c.unwritten[a.Service]; failure != "" {
+			list[i].Error = failure
+		}
+	}
+	return list
 }
 
 func (c *Controller) reconcile(ctx context.Context) error {
@@ -143,25 +150,51 @@ func (c *Controller) reconcile(ctx context.Context) error {
 		}
 	}
 	plan := assign(mine, c.opts.Addresses)
+	// Before it is written: whoever finds an address on a Service finds it here as well.
+	c.record(mine, plan)
 	var failures []error
-	var assigned []Assignment
 	for _, s := range mine {
-		key := s.Namespace + "/" + s.Name
-		a := Assignment{Service: key, Address: plan[key]}
-		if a.Address == "" {
-			a.Error = fmt.Sprintf("no address of %v has these ports free: another Service of type LoadBalancer or the node itself holds them", c.opts.Addresses)
-		}
-		if err := c.write(ctx, s, a); err != nil {
-			failures = append(failures, err)
-			a.Error = err.Error()
-		}
+		a := c.assignment(s, plan)
+		err := c.write(ctx, s, a)
+		c.recordWrite(a.Service, err)
+		failures = append(failures, err)
+	}
+	return errors.Join(failures...)
+}
+
+func (c *Controller) assignment(s *corev1.Service, plan map[string]string) Assignment {
+	key := s.Namespace + "/" + s.Name
+	a := Assignment{Service: key, Address: plan[key]}
+	if a.Address == "" {
+		a.Error = fmt.Sprintf("no address of %v has these ports free: another Service of type LoadBalancer or the node itself holds them", c.opts.Addresses)
+	}
+	return a
+}
+
+// record keeps the plan. What could not be written last time stays an error until it is written.
+func (c *Controller) record(services []*corev1.Service, plan map[string]string) {
+	var assigned []Assignment
+	unwritten := map[string]string{}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range services {
+		a := c.assignment(s, plan)
 		assigned = append(assigned, a)
+		if failure := c.unwritten[a.Service]; failure != "" {
+			unwritten[a.Service] = failure
+		}
 	}
 	slices.SortFunc(assigned, func(x, y Assignment) int { return cmp.Compare(x.Service, y.Service) })
+	c.assigned, c.unwritten = assigned, unwritten
+}
+
+func (c *Controller) recordWrite(service string, err error) {
 	c.mu.Lock()
-	c.assigned = assigned
-	c.mu.Unlock()
-	return errors.Join(failures...)
+	defer c.mu.Unlock()
+	delete(c.unwritten, service)
+	if err != nil {
+		c.unwritten[service] = err.Error()
+	}
 }
 
 func (c *Controller) responsible(s *corev1.Service) bool {

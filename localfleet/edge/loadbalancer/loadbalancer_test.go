@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
@@ -108,15 +109,48 @@ func addressOf(t *testing.T, client kubernetes.Interface, namespace, name string
 	return s.Status.LoadBalancer.Ingress[0].IP
 }
 
+// waitAddress watches the Service until it has the address.
 func waitAddress(t *testing.T, client kubernetes.Interface, namespace, name, want string) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		got := addressOf(t, client, namespace, name)
-		if got == want {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for ctx.Err() == nil {
+		watcher, err := client.CoreV1().Services(namespace).Watch(ctx, metav1.ListOptions{})
+		if err != nil {
+			t.Fatalf("watching Service %s/%s: %v", namespace, name, err)
+		}
+		// Looked at after the watch began, so that no change falls between the two.
+		for addressOf(t, client, namespace, name) != want && changed(ctx, watcher) {
+		}
+		watcher.Stop()
+		if addressOf(t, client, namespace, name) == want {
 			return
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("waited 20 s for Service %s/%s to have the address %q; it has %q", namespace, name, want, got)
+	}
+	t.Fatalf("waited 20 s for Service %s/%s to have the address %q; it has %q", namespace, name, want, addressOf(t, client, namespace, name))
+}
+
+// changed waits for a change, and is false when the watch was ended by the server or by the deadline.
+func changed(ctx context.Context, watcher watch.Interface) bool {
+	select {
+	case _, open := <-watcher.ResultChan():
+		return open
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// waitAssignments asks until the assignments are as wanted.
+func waitAssignments(t *testing.T, c *Controller, what string, wanted func([]Assignment) bool) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(20 * time.Second)
+	for !wanted(c.Assignments()) {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("waited 20 s for %s: %+v", what, c.Assignments())
 		}
 	}
 }
@@ -134,6 +168,32 @@ func TestFailedWriteIsTriedAgain(t *testing.T) {
 	waitAddress(t, client, "traefik", "traefik", "10.111.1.11")
 	if failures.Load() != 4 {
 		t.Errorf("%d writes, want 4: three that fail and the one that counts", failures.Load())
+	}
+}
+
+// Whoever reads the address off the Service and then asks the controller gets the same answer, and a write that
+// fails is an error until it succeeds.
+func TestAssignmentsAreKnownBeforeTheyAreWritten(t *testing.T) {
+	client := fake.NewClientset(service("traefik", 1, "", 80))
+	var c *Controller
+	made := make(chan struct{})
+	var seen [][]Assignment // at each write
+	client.PrependReactor("patch", "services", func(clienttesting.Action) (bool, runtime.Object, error) {
+		<-made
+		seen = append(seen, c.Assignments())
+		if len(seen) == 1 {
+			return true, nil, errors.New("etcdserver: leader changed")
+		}
+		return false, nil, nil
+	})
+	c = run(t, client, Options{Addresses: []string{"10.111.1.11"}})
+	close(made)
+	waitAddress(t, client, "traefik", "traefik", "10.111.1.11")
+	waitAssignments(t, c, "the error to be gone", func(a []Assignment) bool { return len(a) == 1 && a[0].Error == "" })
+	for i, failure := range []string{"", "leader changed"} {
+		if a := seen[i]; len(a) != 1 || a[0].Address != "10.111.1.11" || !strings.Contains(a[0].Error, failure) || failure == "" && a[0].Error != "" {
+			t.Errorf("at write %d the assignments were %+v, want the address and the error %q", i+1, a, failure)
+		}
 	}
 }
 
@@ -175,8 +235,6 @@ func TestAgainstARealAPIServer(t *testing.T) {
 	create("before", 80)
 	c := run(t, client, Options{Addresses: []string{"10.111.1.11"}})
 	waitAddress(t, client, "default", "before", "10.111.1.11")
-	create("after", 443)
-	waitAddress(t, client, "default", "after", "10.111.1.11")
 
 	// Kubernetes fills in how the address works: kube-proxy takes over what is sent to it.
 	s, err := client.CoreV1().Services("default").Get(ctx, "before", metav1.GetOptions{})
@@ -186,8 +244,14 @@ func TestAgainstARealAPIServer(t *testing.T) {
 	if m := s.Status.LoadBalancer.Ingress[0].IPMode; m == nil || *m != corev1.LoadBalancerIPModeVIP {
 		t.Errorf("ipMode %v", m)
 	}
-	// Nothing is written twice.
-	time.Sleep(time.Second)
+	create("after", 443)
+	waitAddress(t, client, "default", "after", "10.111.1.11")
+	// A conflict is visible, and resolves when the holder goes.
+	create("late", 80)
+	waitAssignments(t, c, "the conflict to be shown", func(a []Assignment) bool {
+		return len(a) == 3 && strings.Contains(a[2].Error, "no address")
+	})
+	// Nothing is written twice: by now the controller has looked at all Services more than once.
 	again, err := client.CoreV1().Services("default").Get(ctx, "before", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -196,16 +260,6 @@ func TestAgainstARealAPIServer(t *testing.T) {
 		t.Error("a status that is right was written again")
 	}
 
-	// A conflict is visible on the object, and resolves when the holder goes.
-	create("late", 80)
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if a := c.Assignments(); len(a) == 3 && strings.Contains(a[2].Error, "no address") {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("waited 20 s for the conflict to be shown: %+v", c.Assignments())
-		}
-	}
 	// The API server restarts: the watch goes on where it was.
 	server.StopAPI(t)
 	server.StartAPI(t)
@@ -213,12 +267,8 @@ func TestAgainstARealAPIServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitAddress(t, client, "default", "late", "10.111.1.11")
-	events, err := client.CoreV1().Events("default").List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.name=late"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(events.Items) == 0 || events.Items[0].Source.Component != Component {
-		t.Errorf("events: %+v", events.Items)
+	if e := firstEvent(t, client, "late"); e.Source.Component != Component {
+		t.Errorf("event: %+v", e)
 	}
 
 	// A Service that stops being a load balancer's loses the address, and it is not given back.
@@ -226,6 +276,25 @@ func TestAgainstARealAPIServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitAddress(t, client, "default", "after", "")
+}
+
+// firstEvent is the first one about the Service, which comes a little after what it is about.
+func firstEvent(t *testing.T, client kubernetes.Interface, service string) *corev1.Event {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	watcher, err := client.CoreV1().Events("default").Watch(ctx, metav1.ListOptions{FieldSelector: "involvedObject.name=" + service})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watcher.Stop()
+	for e := range watcher.ResultChan() {
+		if event, ok := e.Object.(*corev1.Event); ok {
+			return event
+		}
+	}
+	t.Fatalf("waited 20 s for an event about Service %s", service)
+	return nil
 }
 
 func TestAddressesAreRequired(t *testing.T) {

@@ -250,6 +250,48 @@ func FuzzParseXidRequest(f *testing.F) {
 	})
 }
 
+func FuzzParseResetRequest(f *testing.F) {
+	for _, seed := range []string{`{"index":0}`, `{"all":true}`, `{"uuid":"GPU-46cfd0a6"}`, `{}`, `{"index":0,"all":true}`, `{"index":-1}`, `{"index":1.5}`,
+		`{"uuid":"nvidia0"}`, `{"all":"true"}`, `null`, `[{}]`, `{"index":0}{"index":1}`, `{"index":0,"xid":1}`, "\x00"} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		target, err := ParseResetRequest(bytes.NewReader(body))
+		if err != nil {
+			problem, ok := errors.AsType[*Error](err)
+			if !ok || problem.Status < 400 || problem.Status > 499 || problem.Code == "" || problem.Message == "" || problem.Next == "" {
+				t.Fatalf("refused with %#v, want the caller's fault and the next step", err)
+			}
+			return
+		}
+		if target.check() != nil {
+			t.Fatalf("%q passes as %+v", body, target)
+		}
+		again, err := json.Marshal(target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ParseResetRequest(bytes.NewReader(again)); err != nil {
+			t.Fatalf("%q became %s, which is refused: %v", body, again, err)
+		}
+	})
+}
+
+func FuzzParseTarget(f *testing.F) {
+	for _, seed := range []string{"0", "15", "16", "-1", "+1", "all", "GPU-", "GPU-46cfd0a6", "", "9999999999999999999", "0x1", "\xff"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		target, err := ParseTarget(text)
+		if err != nil {
+			return
+		}
+		if target.check() != nil || target.Index != nil && (*target.Index < 0 || *target.Index >= device.MaxCount) {
+			t.Fatalf("%q passes as %+v", text, target)
+		}
+	})
+}
+
 func TestRequestThatCannotBeReadIsRefused(t *testing.T) {
 	if _, err := ParseXidRequest(io.MultiReader(strings.NewReader("{"), failing{})); err == nil || !strings.Contains(err.Error(), "cut off") {
 		t.Errorf("passes: %v", err)

@@ -1,0 +1,5 @@
+//go:build !cgo || !linux
+
+package nvml
+
+func load() (library, error) { return nil, ErrNotBuiltIn }
