@@ -32,6 +32,8 @@ const (
 const (
 	// RootApplication brings everything else of its cluster.
 	RootApplication = "omnivision-root"
+	// CRDsApplication brings the CRDs of all components.
+	CRDsApplication = "crds"
 	// PlatformApplication deploys the platform's chart.
 	PlatformApplication = "omnivision-platform"
 )

@@ -45,7 +45,8 @@ func Applications(tree fs.FS, cluster Cluster) ([]Application, error) {
 
 // RenderSource renders one Git source of an Application from a checkout of its
 // repository, as Argo CD's repo-server would: a kustomization with the Application's
-// images and patches added, or a directory of plain manifests. Objects without a
+// images and patches added, or a directory of plain manifests if it has no kustomization
+// or the source says that it is one. Objects without a
 // namespace get the given one, unless their kind has none.
 func RenderSource(checkout fs.FS, source Source, namespace string) ([]*unstructured.Unstructured, error) {
 	objects, _, err := renderSource(checkout, source, namespace)
@@ -60,7 +61,7 @@ func renderSource(checkout fs.FS, source Source, namespace string) ([]*unstructu
 	if err != nil {
 		return nil, nil, err
 	}
-	if file == "" {
+	if file == "" || source.Directory != nil {
 		objects, read, err = plain(checkout, source)
 	} else {
 		objects, read, err = kustomize(checkout, source, file)

@@ -150,7 +150,7 @@ func TestPushToOneClusterRefreshesOnlyItsPlatform(t *testing.T) {
 	}
 }
 
-// P7: namespaces and projects, then components, then the platform; the root manages
+// P7: namespaces and projects, then CRDs, then components, then the platform; the root manages
 // itself last, because a sync waits for the health of all waves but the last, and its own
 // health depends on the sync.
 func TestSyncWavesBringThingsInOrder(t *testing.T) {
@@ -164,6 +164,8 @@ func TestSyncWavesBringThingsInOrder(t *testing.T) {
 			want := "0"
 			switch {
 			case o.GetKind() != "Application":
+				want = "-2"
+			case o.GetName() == CRDsApplication:
 				want = "-1"
 			case o.GetName() == RootApplication || o.GetName() == PlatformApplication:
 				want = "1"

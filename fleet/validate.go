@@ -371,7 +371,9 @@ func (v *validator) application(c Cluster, app Application, project *unstructure
 	switch {
 	case auto == nil || (auto.Enabled != nil && !*auto.Enabled):
 		report("does not follow Git by itself", "set syncPolicy.automated", "spec", "syncPolicy")
-	case !auto.Prune || !auto.SelfHeal:
+	case app.Name() == CRDsApplication && auto.Prune:
+		report("may delete every object of a kind, as a CRD takes all of them along (P8)", "say prune: false", "spec", "syncPolicy", "automated")
+	case !auto.SelfHeal || !auto.Prune && app.Name() != CRDsApplication:
 		report("leaves behind what Git does not say", "set prune and selfHeal", "spec", "syncPolicy", "automated")
 	case auto.AllowEmpty == nil || *auto.AllowEmpty:
 		report("may delete everything when a rendering is empty (P8)", "say allowEmpty: false", "spec", "syncPolicy", "automated")

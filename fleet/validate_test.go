@@ -54,6 +54,9 @@ func TestValidateNamesFileAndLine(t *testing.T) {
 		{"allowEmpty left to its default (P8)", func(t *testing.T, tree fstest.MapFS) {
 			replace(t, tree, "components/traefik/application.yaml", ", allowEmpty: false", "")
 		}, "components/traefik/application.yaml:"},
+		{"CRDs that are pruned (P8)", func(t *testing.T, tree fstest.MapFS) {
+			replace(t, tree, "components/crds/application.yaml", "prune: false", "prune: true")
+		}, "may delete every object of a kind"},
 		{"a namespace that prunes (P8)", func(t *testing.T, tree fstest.MapFS) {
 			replace(t, tree, "components/namespaces/omnivision.yaml", "Prune=confirm,", "")
 		}, "components/namespaces/omnivision.yaml:"},
@@ -62,7 +65,7 @@ func TestValidateNamesFileAndLine(t *testing.T) {
 		}, "deletes what it brought"},
 		{"upstream that moves", func(t *testing.T, tree fstest.MapFS) {
 			replace(t, tree, "components/argo-rollouts/application.yaml", "targetRevision: v1.10.2", "targetRevision: master")
-		}, "components/argo-rollouts/application.yaml:12: "},
+		}, "components/argo-rollouts/application.yaml:14: "},
 		{"a chart version range (P2)", func(t *testing.T, tree fstest.MapFS) {
 			replace(t, tree, "infrastructure/cluster-aws/platform.yaml", `"0.1.0"`, `">=0.1.0"`)
 		}, "infrastructure/cluster-aws/platform.yaml:17: "},
@@ -89,7 +92,7 @@ func TestValidateNamesFileAndLine(t *testing.T) {
 		}, "README.md:2: holds a private key"},
 		{"a kustomization that fetches", func(t *testing.T, tree fstest.MapFS) {
 			replace(t, tree, "components/kustomization.yaml", "  - traefik\n", "  - traefik\n  - https://example.com/a?ref=main\n")
-		}, "components/kustomization.yaml:12: fetches https://example.com/a?ref=main"},
+		}, "components/kustomization.yaml:13: fetches https://example.com/a?ref=main"},
 		{"a kustomization that names what is not there", func(t *testing.T, tree fstest.MapFS) {
 			replace(t, tree, "components/kustomization.yaml", "  - traefik\n", "  - traefic\n")
 		}, "traefic"},

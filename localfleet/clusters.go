@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/localfleet/argocd"
 	"github.com/omnivision/omnivision/localfleet/ca"
 	"github.com/omnivision/omnivision/localfleet/controlplane"
@@ -22,6 +24,7 @@ import (
 	"github.com/omnivision/omnivision/localfleet/node"
 	"github.com/omnivision/omnivision/localfleet/topology"
 	"golang.org/x/sync/errgroup"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
@@ -220,25 +223,17 @@ func (f *Fleet) secret(cluster, name string) (string, error) {
 	return secret, os.WriteFile(path, []byte(secret), 0o600)
 }
 
-// installArgoCD applies each cluster's first Argo CD. From then on it keeps
-// itself as Git says.
-func (f *Fleet) installArgoCD(ctx context.Context, _ func(string)) error {
+// installArgoCD applies each cluster's first Argo CD, unless it keeps itself as Git
+// says already: two that apply the same would only make each other look again.
+func (f *Fleet) installArgoCD(ctx context.Context, report func(string)) error {
 	return f.eachCluster(ctx, func(ctx context.Context, c topology.Cluster) error {
-		bootstrap, err := f.bootstrap(ctx, c)
-		if err != nil {
-			return err
-		}
-		sync, err := f.client(c.Name, argocd.SyncManager)
-		if err != nil {
-			return err
-		}
-		if err := sync.Apply(ctx, 2*time.Minute, bootstrap.Installation...); err != nil {
+		if err := f.installInto(ctx, c, report); err != nil {
 			return err
 		}
 		if f.elsewhere() {
 			return nil // certificates and secrets are the owner's to bring
 		}
-		data, err := f.client(c.Name, argocd.DataManager)
+		local, err := f.argocdOptions(c)
 		if err != nil {
 			return err
 		}
@@ -246,8 +241,49 @@ func (f *Fleet) installArgoCD(ctx context.Context, _ func(string)) error {
 		if err != nil {
 			return err
 		}
-		return data.Apply(ctx, time.Minute, append(bootstrap.Data, redis)...)
+		api, err := f.client(c.Name, argocd.DataManager)
+		if err != nil {
+			return err
+		}
+		return api.Apply(ctx, time.Minute, append(argocd.Data(local), redis)...)
 	})
+}
+
+func (f *Fleet) installInto(ctx context.Context, c topology.Cluster, report func(string)) error {
+	api, err := f.client(c.Name, argocd.SyncManager)
+	if err != nil {
+		return err
+	}
+	if why := keepsItself(ctx, api); why != nil {
+		report(c.Name + ": " + why.Error())
+		installation, err := f.installation(ctx, c)
+		if err != nil {
+			return err
+		}
+		return api.Apply(ctx, 2*time.Minute, installation...)
+	}
+	return nil
+}
+
+// keepsItself reports why Argo CD cannot be left to itself: it never found itself to be
+// as Git says, or lacks a part that would make it so.
+func keepsItself(ctx context.Context, api *kubeapi.Client) error {
+	app, err := api.Dynamic.Resource(applications).Namespace(argocd.Namespace).Get(ctx, argocd.Application, metav1.GetOptions{})
+	if err != nil {
+		return errors.New("first installation")
+	}
+	if text(app.Object, "status", "sync", "status") != "Synced" && text(app.Object, "status", "operationState", "phase") != "Succeeded" {
+		return errors.New("it is not through with its first sync")
+	}
+	for _, name := range []string{"argocd-redis", "argocd-repo-server"} {
+		if _, err := api.Dynamic.Resource(deployments).Namespace(argocd.Namespace).Get(ctx, name, metav1.GetOptions{}); err != nil {
+			return fmt.Errorf("it lacks %s: %w", name, err)
+		}
+	}
+	if _, err := api.Dynamic.Resource(statefulSets).Namespace(argocd.Namespace).Get(ctx, "argocd-application-controller", metav1.GetOptions{}); err != nil {
+		return fmt.Errorf("it lacks its controller: %w", err)
+	}
+	return nil
 }
 
 // redisSecret is the password that Argo CD and its cache share. Upstream's init
@@ -316,27 +352,14 @@ func (f *Fleet) applyRoot(ctx context.Context, _ func(string)) error {
 	})
 }
 
-func (f *Fleet) bootstrap(ctx context.Context, c topology.Cluster) (argocd.Bootstrap, error) {
+// installation is the first Argo CD of a cluster, from the checkout's tree.
+func (f *Fleet) installation(ctx context.Context, c topology.Cluster) ([]*unstructured.Unstructured, error) {
 	described, err := f.Tree.Cluster(c.Name)
 	if err != nil {
-		return argocd.Bootstrap{}, err
+		return nil, err
 	}
-	tree := os.DirFS(filepath.Join(f.Source, treeDir))
-	source, err := argocd.Source(tree, described)
-	if err != nil {
-		return argocd.Bootstrap{}, err
-	}
-	upstream, err := f.checkout(ctx, source)
-	if err != nil {
-		return argocd.Bootstrap{}, err
-	}
-	var local argocd.Options
-	if !f.elsewhere() {
-		if local, err = f.argocdOptions(c); err != nil {
-			return argocd.Bootstrap{}, err
-		}
-	}
-	return argocd.Render(tree, described, os.DirFS(upstream), local)
+	upstream := func(source fleet.Source) (fs.FS, error) { return f.upstream(ctx, source) }
+	return argocd.Installation(os.DirFS(filepath.Join(f.Source, treeDir)), described, upstream)
 }
 
 // argocdOptions make a local cluster's Argo CD trust the edge and the forge.

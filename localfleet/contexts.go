@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/omnivision/omnivision/fleet"
-	"github.com/omnivision/omnivision/localfleet/argocd"
 	"github.com/omnivision/omnivision/localfleet/mirror"
 	"github.com/omnivision/omnivision/localfleet/story"
 	"github.com/omnivision/omnivision/localfleet/topology"
@@ -94,7 +93,7 @@ func (f *Fleet) elsewhere() bool { return len(f.remote) > 0 }
 func (f *Fleet) ContextSteps() []story.Step {
 	return []story.Step{
 		{Name: "contexts", Run: f.checkContexts},
-		{Name: "upstream repository", After: []string{"contexts"}, Run: f.fetchArgoCD},
+		{Name: "upstream repository", After: []string{"contexts"}, Run: f.fetchUpstream},
 		{Name: "Argo CD", After: []string{"upstream repository"}, Run: f.installArgoCD},
 		{Name: "Argo CD ready", After: []string{"Argo CD"}, Run: f.awaitArgoCD},
 		{Name: "root Applications", After: []string{"Argo CD ready"}, Run: f.applyRoot},
@@ -167,30 +166,14 @@ func (f *Fleet) checkCloud(ctx context.Context, described fleet.Cluster) error {
 	return nil
 }
 
-// fetchArgoCD fetches the repository that Argo CD is installed from.
-func (f *Fleet) fetchArgoCD(ctx context.Context, report func(string)) error {
-	tree := os.DirFS(filepath.Join(f.Source, treeDir))
-	wanted := map[string]bool{}
-	for _, c := range f.Plan.Clusters {
-		described, err := f.Tree.Cluster(c.Name)
-		if err != nil {
-			return err
-		}
-		source, err := argocd.Source(tree, described)
-		if err != nil {
-			return err
-		}
-		wanted[source.RepoURL] = true
-	}
-	repos, err := mirror.Repositories(tree)
+// fetchUpstream fetches the repositories that Argo CD and the CRDs are installed from.
+func (f *Fleet) fetchUpstream(ctx context.Context, report func(string)) error {
+	repos, err := mirror.Repositories(os.DirFS(filepath.Join(f.Source, treeDir)))
 	if err != nil {
 		return err
 	}
 	maker := mirror.New(os.TempDir(), f.Offline)
 	for _, repo := range repos {
-		if !wanted[repo.URL] {
-			continue
-		}
 		report(repo.Name())
 		if _, err := maker.Build(ctx, repo, f.mirrorDir()); err != nil {
 			return err

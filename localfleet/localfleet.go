@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/omnivision/omnivision/fleet"
@@ -64,7 +63,6 @@ type Fleet struct {
 	made        []*image.Image
 	releases    map[string]fleet.Release // by image repository
 	substitutes substitutes
-	checkouts   sync.Mutex
 }
 
 // treeDir is where a checkout keeps the GitOps tree.

@@ -3,10 +3,11 @@ package localfleet
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"os"
-	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -120,30 +121,26 @@ func repositoryOf(cloneURL string) forge.Name {
 	return name
 }
 
-// pushRepositories brings the working tree to the forge: the source, and the
-// GitOps tree with the images that were just built.
-func (f *Fleet) pushRepositories(ctx context.Context, report func(string)) error {
-	report("GitOps tree")
-	gitops := f.gitopsRepository()
-	// The release is written into a copy: the checkout is the user's.
+// pushTree brings the GitOps tree to the forge. The release is written into a copy: the
+// checkout is the user's.
+func (f *Fleet) pushTree(ctx context.Context, _ func(string)) error {
 	copied, err := f.releasedTree()
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(copied) //nolint:errcheck // a temporary folder
-	if _, err := f.forge.PushTree(ctx, gitops, copied, f.Tree.Branch, "Bring the working tree, with the images built from it"); err != nil {
+	if _, err := f.forge.PushTree(ctx, f.gitopsRepository(), copied, f.Tree.Branch, "Bring the working tree, with the images built from it"); err != nil {
 		return err
 	}
-	report("source")
+	return f.forge.ProtectMain(ctx, f.gitopsRepository())
+}
+
+// pushSource brings this source to the forge.
+func (f *Fleet) pushSource(ctx context.Context, _ func(string)) error {
 	if _, err := f.forge.PushTree(ctx, f.sourceRepository(), f.Source, "main", "Bring the working tree"); err != nil {
 		return err
 	}
-	for _, repo := range f.ownRepositories() {
-		if err := f.forge.ProtectMain(ctx, repo); err != nil {
-			return err
-		}
-	}
-	return nil
+	return f.forge.ProtectMain(ctx, f.sourceRepository())
 }
 
 // releasedTree copies the GitOps tree and writes tag and digest of each app's
@@ -209,26 +206,19 @@ func (f *Fleet) pushMirrors(ctx context.Context, report func(string)) error {
 
 func (f *Fleet) mirrorDir() string { return filepath.Join(f.CacheDir, "mirrors") }
 
-// checkout unpacks a mirrored repository at a tag and returns its folder. All
-// clusters share it.
-func (f *Fleet) checkout(ctx context.Context, source fleet.Source) (string, error) {
-	f.checkouts.Lock()
-	defer f.checkouts.Unlock()
+// upstream reads what a source names from the mirror of its repository. A kustomization
+// may point at its neighbours.
+func (f *Fleet) upstream(ctx context.Context, source fleet.Source) (fs.FS, error) {
 	bare := filepath.Join(f.mirrorDir(), mirror.Repo{URL: source.RepoURL}.Name()+".git")
-	dir := f.path("upstream", filepath.Base(bare)+"@"+source.TargetRevision)
-	if err := makeDirs(dir); err != nil {
-		return "", err
+	dir := source.Path
+	if source.Directory == nil {
+		dir = path.Dir(dir)
 	}
-	// An index of a killed run would be in the way.
-	if err := os.RemoveAll(dir + ".index.lock"); err != nil {
-		return "", err
+	tree, err := archive(ctx, bare, source.TargetRevision, dir)
+	if err != nil {
+		return nil, fmt.Errorf("read %s of %s at %s: %w", dir, source.RepoURL, source.TargetRevision, err)
 	}
-	cmd := exec.CommandContext(ctx, "git", "--git-dir", bare, "--work-tree", dir, "checkout", "--quiet", "--force", source.TargetRevision, "--", ".")
-	cmd.Env = append(os.Environ(), "GIT_INDEX_FILE="+dir+".index")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("check out %s at %s: %w: %s", source.RepoURL, source.TargetRevision, err, strings.TrimSpace(string(out)))
-	}
-	return dir, nil
+	return tree, nil
 }
 
 // imageReferences lists every image that the clusters run, by its production

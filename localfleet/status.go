@@ -94,6 +94,7 @@ type ImageStatus struct {
 
 var (
 	deployments  = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}
+	statefulSets = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "statefulsets"}
 	applications = schema.GroupVersionResource{Group: "argoproj.io", Version: "v1alpha1", Resource: "applications"}
 	rollouts     = schema.GroupVersionResource{Group: "argoproj.io", Version: "v1alpha1", Resource: "rollouts"}
 	nodes        = schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
@@ -336,8 +337,9 @@ func listApplications(ctx context.Context, api *kubeapi.Client, cluster string) 
 
 // nudgeInterval is how often Argo CD is asked to compare again what is not Healthy.
 // It misses the change of a CRD's health that falls into its own sync of it, and
-// would look again by itself after three minutes.
-const nudgeInterval = 15 * time.Second
+// would look again by itself after three minutes. To compare takes it seconds, so it
+// is not asked while it may just be busy.
+const nudgeInterval = time.Minute
 
 // nudgeArgoCD does what `argocd app get --refresh` does. A failure shows as the
 // Application that stays as it is.

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"strings"
 	"testing/fstest" // the one in-memory fs.FS of the standard library
 	"time"
 
@@ -23,11 +24,23 @@ func (f *Fleet) forgeTree(ctx context.Context) (fs.FS, error) {
 	defer cancel()
 	name := f.gitopsRepository()
 	bare := f.path("forge", "work", "repositories", name.Owner, name.Repository+".git")
-	cmd := exec.CommandContext(ctx, "git", "--git-dir", bare, "archive", "--format=tar", f.Tree.Branch)
-	cmd.Env = append(os.Environ(), "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*")
-	out, err := cmd.Output()
+	tree, err := archive(ctx, bare, f.Tree.Branch)
 	if err != nil {
 		return nil, fmt.Errorf("read %s at %s: %w", name, f.Tree.Branch, err)
+	}
+	return tree, nil
+}
+
+// archive reads the files of a bare repository at a revision, all or those below the
+// given directories.
+func archive(ctx context.Context, bare, revision string, dirs ...string) (fs.FS, error) {
+	cmd := exec.CommandContext(ctx, "git", append([]string{"--git-dir", bare, "archive", "--format=tar", revision, "--"}, dirs...)...)
+	cmd.Env = append(os.Environ(), "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
 	}
 	return untar(bytes.NewReader(out))
 }

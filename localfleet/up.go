@@ -23,18 +23,21 @@ func (f *Fleet) Steps() []story.Step {
 		{Name: "edge", After: []string{"control planes", "registry", "forge"}, Run: f.startEdge},
 		{Name: "images", After: []string{"engines"}, Run: f.images},
 
-		{Name: "upstream repositories", After: []string{"forge"}, Run: f.pushMirrors},
+		{Name: "upstream files", After: []string{"packages"}, Run: f.fetchUpstream},
+		{Name: "upstream repositories", After: []string{"forge", "upstream files"}, Run: f.pushMirrors},
 		{Name: "publish images", After: []string{"images", "registry"}, Run: f.pushImages},
 		{Name: "publish chart", After: []string{"registry"}, Run: f.pushChart},
-		{Name: "repositories", After: []string{"forge", "images"}, Run: f.pushRepositories},
+		{Name: "GitOps repository", After: []string{"forge", "images"}, Run: f.pushTree},
 		{Name: "runner", After: []string{"forge"}, Run: f.startRunner},
 
 		{Name: "nodes", After: []string{"control planes", "edge", "publish images"}, Run: f.nodes},
 		{Name: "cloud add-ons", After: []string{"control planes", "images"}, Run: f.addOns},
-		{Name: "Argo CD", After: []string{"control planes", "upstream repositories"}, Run: f.installArgoCD},
-		{Name: "webhooks", After: []string{"repositories", "edge", "Argo CD"}, Run: f.webhooks},
+		{Name: "Argo CD", After: []string{"control planes", "upstream files"}, Run: f.installArgoCD},
+		{Name: "webhooks", After: []string{"GitOps repository", "edge", "Argo CD"}, Run: f.webhooks},
 		{Name: "Argo CD ready", After: []string{"Argo CD", "nodes", "cloud add-ons"}, Run: f.awaitArgoCD},
-		{Name: "root Applications", After: []string{"Argo CD ready", "repositories", "publish chart"}, Run: f.applyRoot},
+		{Name: "root Applications", After: []string{"Argo CD ready", "GitOps repository", "upstream repositories", "publish chart"}, Run: f.applyRoot},
+		// Nothing in a cluster waits for it.
+		{Name: "source repository", After: []string{"root Applications"}, Run: f.pushSource},
 		{Name: "Synced and Healthy", After: []string{"root Applications", "webhooks"}, Run: f.waitHealthy},
 	}
 }

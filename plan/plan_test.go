@@ -276,15 +276,16 @@ func TestChartVersionIsEachClustersOwn(t *testing.T) {
 func TestMoveOfAThirdPartyTagIsReported(t *testing.T) {
 	r := newRepo(t)
 	r.replace("components/argo-rollouts/application.yaml", "targetRevision: v1.10.2", "targetRevision: v1.10.3")
-	r.replace("components/traefik/application.yaml", "targetRevision: v3.6.12", "targetRevision: v3.6.13")
+	r.replace("components/crds/application.yaml", "targetRevision: v3.6.12", "targetRevision: v3.6.13")
 	one := `
   argo-rollouts changed
-    source manifests/cluster-install changed v1.10.2>v1.10.3
+    source manifests changed v1.10.2>v1.10.3
+    source manifests/base changed v1.10.2>v1.10.3
+  crds changed
+    source docs/content/reference/dynamic-configuration changed v3.6.12>v3.6.13
   omnivision-root changed
     changed argocd/Application.argoproj.io/argo-rollouts
-    changed argocd/Application.argoproj.io/traefik
-  traefik changed
-    source docs/content/reference/dynamic-configuration changed v3.6.12>v3.6.13`
+    changed argocd/Application.argoproj.io/crds`
 	expect(t, r.plan(), "cluster-aws changed"+one+"\ncluster-gcp changed"+one)
 }
 
@@ -449,7 +450,7 @@ func TestClustersComeAndGo(t *testing.T) {
 	r.commit()
 	r.write("fleet.yaml", string(fleetFile))
 	p = r.plan()
-	if got := said(p); !strings.HasPrefix(got, "cluster-aws untouched\ncluster-gcp added\n  argo-rollouts added\n    source manifests/cluster-install added >v1.10.2\n") ||
+	if got := said(p); !strings.HasPrefix(got, "cluster-aws untouched\ncluster-gcp added\n  argo-rollouts added\n    source manifests added >v1.10.2\n") ||
 		!strings.Contains(got, "added omnivision/Rollout.argoproj.io/omnivision-platform-worker") {
 		t.Errorf("adding:\n%s", got)
 	}

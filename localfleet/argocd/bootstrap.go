@@ -1,8 +1,8 @@
 // Package argocd prepares the first installation of Argo CD in a cluster, which nobody is
 // there to sync yet.
 //
-// It renders what the tree's own Application `argocd` renders, from the same upstream files
-// with the same patches, with the marks by which Argo CD knows its objects. Once it runs,
+// It renders what the tree's own Applications `argocd` and `crds` render, from the same
+// upstream files with the same patches, with the marks by which Argo CD knows its objects. Once it runs,
 // it finds itself installed as Git says and has nothing to change. What is not in Git (the
 // certificate authority of Git and chart servers, the webhook's secret) is kept apart: it
 // belongs to another field manager, so that a sync does not take it away.
@@ -48,56 +48,31 @@ type Options struct {
 	WebhookSecret string
 }
 
-// Bootstrap is the first installation, in the order in which it is applied.
-type Bootstrap struct {
-	// Installation is Argo CD, its namespace and its projects, for SyncManager.
-	Installation []*unstructured.Unstructured
-	// Data is merged into objects of the installation, for DataManager.
-	Data []*unstructured.Unstructured
-	// Root is the root Application, for SyncManager: it brings everything else.
-	Root *unstructured.Unstructured
-}
+// Upstream opens the repository of a source at the source's revision.
+type Upstream func(fleet.Source) (fs.FS, error)
 
-// Source is where the tree takes Argo CD from, for whoever fetches it.
-func Source(tree fs.FS, cluster fleet.Cluster) (fleet.Source, error) {
-	app, err := application(tree, cluster)
-	if err != nil {
-		return fleet.Source{}, err
-	}
-	return app.AllSources()[0], nil
-}
-
-func application(tree fs.FS, cluster fleet.Cluster) (fleet.Application, error) {
+// Installation is Argo CD, its namespace and its projects, and all CRDs, for SyncManager,
+// rendered from the GitOps tree and from what its Applications for Argo CD and for CRDs
+// name as their sources.
+//
+// The tree brings the CRDs by itself. They are here as well because a running Argo CD
+// reads the whole API anew, and renders every Application anew, for each CRD that comes.
+func Installation(tree fs.FS, cluster fleet.Cluster, upstream Upstream) ([]*unstructured.Unstructured, error) {
 	apps, err := fleet.Applications(tree, cluster)
 	if err != nil {
-		return fleet.Application{}, err
+		return nil, err
 	}
-	i := slices.IndexFunc(apps, func(a fleet.Application) bool { return a.Name() == Application })
-	if i < 0 {
-		return fleet.Application{}, fmt.Errorf("%s has no Application %s: who would keep Argo CD as Git says?", cluster.Name, Application)
-	}
-	if len(apps[i].AllSources()) != 1 {
-		return fleet.Application{}, fmt.Errorf("Application %s of %s has %d sources: the first installation knows how to render one", Application, cluster.Name, len(apps[i].AllSources()))
-	}
-	return apps[i], nil
-}
-
-// Render renders the first installation of Argo CD in a cluster from the GitOps tree and
-// a checkout of upstream's repository at the revision that Source names.
-func Render(tree fs.FS, cluster fleet.Cluster, upstream fs.FS, opts Options) (Bootstrap, error) {
-	app, err := application(tree, cluster)
+	own, err := render(apps, Application, cluster, upstream)
 	if err != nil {
-		return Bootstrap{}, err
+		return nil, err
 	}
-	own, err := fleet.RenderSource(upstream, app.AllSources()[0], app.Spec.Destination.Namespace)
+	crds, err := render(apps, fleet.CRDsApplication, cluster, upstream)
 	if err != nil {
-		return Bootstrap{}, fmt.Errorf("rendering Argo CD for %s: %w", cluster.Name, err)
+		return nil, err
 	}
-	track(own, app.Name(), app.Spec.Destination.Namespace)
-
 	brought, err := fleet.Render(tree, cluster)
 	if err != nil {
-		return Bootstrap{}, err
+		return nil, err
 	}
 	var first, last []*unstructured.Unstructured
 	for _, o := range brought {
@@ -109,26 +84,45 @@ func Render(tree fs.FS, cluster fleet.Cluster, upstream fs.FS, opts Options) (Bo
 		}
 	}
 	if len(first) == 0 {
-		return Bootstrap{}, fmt.Errorf("%s has no Namespace %s", cluster.Name, Namespace)
+		return nil, fmt.Errorf("%s has no Namespace %s", cluster.Name, Namespace)
 	}
 	track(first, fleet.RootApplication, Namespace)
 	track(last, fleet.RootApplication, Namespace)
 
-	root, err := Root(tree, cluster)
-	if err != nil {
-		return Bootstrap{}, err
+	return slices.Concat(first, crds, own, last), nil
+}
+
+// render is what one Application of the tree renders, with its mark.
+func render(apps []fleet.Application, name string, cluster fleet.Cluster, upstream Upstream) ([]*unstructured.Unstructured, error) {
+	i := slices.IndexFunc(apps, func(a fleet.Application) bool { return a.Name() == name })
+	if i < 0 {
+		return nil, fmt.Errorf("%s has no Application %s: who would keep as Git says what the first installation brings?", cluster.Name, name)
 	}
-	return Bootstrap{
-		Installation: slices.Concat(first, own, last),
-		Data:         data(opts),
-		Root:         root,
-	}, nil
+	var all []*unstructured.Unstructured
+	namespace := apps[i].Spec.Destination.Namespace
+	for _, source := range apps[i].AllSources() {
+		checkout, err := upstream(source)
+		if err != nil {
+			return nil, err
+		}
+		objects, err := fleet.RenderSource(checkout, source, namespace)
+		if err != nil {
+			return nil, fmt.Errorf("rendering Application %s for %s: %w", name, cluster.Name, err)
+		}
+		all = append(all, objects...)
+	}
+	track(all, name, namespace)
+	return all, nil
 }
 
 // track marks objects as an Application's, as Argo CD does with annotation tracking: those
-// without a namespace carry the one of the Application's destination.
+// without a namespace carry the one of the Application's destination. A CRD carries none,
+// as it may serve several Applications.
 func track(objects []*unstructured.Unstructured, app, namespace string) {
 	for _, o := range objects {
+		if o.GetKind() == "CustomResourceDefinition" {
+			continue
+		}
 		in := o.GetNamespace()
 		if in == "" {
 			in = namespace
@@ -160,7 +154,9 @@ func Root(tree fs.FS, cluster fleet.Cluster) (*unstructured.Unstructured, error)
 	return root, nil
 }
 
-func data(opts Options) []*unstructured.Unstructured {
+// Data is what Git does not hold, for DataManager. It is merged into objects of the
+// installation.
+func Data(opts Options) []*unstructured.Unstructured {
 	var objects []*unstructured.Unstructured
 	if len(opts.CA) > 0 && len(opts.Hosts) > 0 {
 		certificates := map[string]any{}

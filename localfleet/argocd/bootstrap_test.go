@@ -61,28 +61,30 @@ func checkout(t *testing.T, source fleet.Source) string {
 	return mod.Dir
 }
 
-func bootstrap(t *testing.T, opts Options) Bootstrap {
+// installation is what the first cluster gets, rendered once: tests here run one after
+// another.
+func installation(t *testing.T) []*unstructured.Unstructured {
 	t.Helper()
-	cluster := clusters(t)[0]
-	source, err := Source(tree, cluster)
-	if err != nil {
-		t.Fatal(err)
-	}
-	upstream := os.DirFS(checkout(t, source))
-	if rendered.Installation == nil { // tests here run one after another
-		if rendered, err = Render(tree, cluster, upstream, Options{}); err != nil {
+	if rendered == nil {
+		upstream := func(source fleet.Source) (fs.FS, error) { return os.DirFS(checkout(t, source)), nil }
+		var err error
+		if rendered, err = Installation(tree, clusters(t)[0], upstream); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return Bootstrap{Installation: rendered.Installation, Data: data(opts), Root: rendered.Root}
+	return rendered
 }
 
-// rendered is the installation, which takes seconds to render and is the same in all tests.
-var rendered Bootstrap
+var rendered []*unstructured.Unstructured
 
 func TestFirstInstallationIsAsRecorded(t *testing.T) {
+	root, err := Root(tree, clusters(t)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := Data(Options{CA: []byte("PEM"), Hosts: []string{"github.com", "GHCR.io:443"}, WebhookSecret: "s"})
 	var got bytes.Buffer
-	for _, o := range bootstrap(t, Options{CA: []byte("PEM"), Hosts: []string{"github.com", "GHCR.io:443"}, WebhookSecret: "s"}).all() {
+	for _, o := range slices.Concat(installation(t), data, []*unstructured.Unstructured{root}) {
 		fmt.Fprintf(&got, "%s %s/%s %s\n", o.GroupVersionKind().GroupKind(), o.GetNamespace(), o.GetName(), strings.Join(fleet.Images(o), " "))
 	}
 	golden := "testdata/bootstrap.txt"
@@ -100,10 +102,6 @@ func TestFirstInstallationIsAsRecorded(t *testing.T) {
 	}
 }
 
-func (b Bootstrap) all() []*unstructured.Unstructured {
-	return slices.Concat(b.Installation, b.Data, []*unstructured.Unstructured{b.Root})
-}
-
 // What Argo CD's sync renders later must be what was installed, or it would restart itself
 // in the middle of its first sync. The other side is the real kustomize, on a checkout
 // into which the Application's patches are written as Argo CD writes them.
@@ -112,11 +110,7 @@ func TestArgoCDFindsItselfInstalled(t *testing.T) {
 	if err != nil {
 		t.Skip("needs the kustomize binary in PATH")
 	}
-	cluster := clusters(t)[0]
-	source, err := Source(tree, cluster)
-	if err != nil {
-		t.Fatal(err)
-	}
+	source := kustomization(t)
 	work := t.TempDir()
 	if err := os.CopyFS(filepath.Join(work, "manifests"), os.DirFS(filepath.Join(checkout(t, source), "manifests"))); err != nil {
 		t.Fatal(err)
@@ -140,26 +134,81 @@ func TestArgoCDFindsItselfInstalled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]string{}
-	for _, doc := range strings.Split(string(out), "\n---\n") {
+	installed := map[string]string{}
+	for _, o := range installation(t) {
+		installed[o.GetKind()+"/"+o.GetName()] = plain(t, o)
+	}
+	docs := strings.Split(string(out), "\n---\n")
+	if len(docs) < 20 {
+		t.Errorf("kustomize rendered %d objects", len(docs))
+	}
+	for _, doc := range docs {
 		o := &unstructured.Unstructured{}
 		if err := yaml.Unmarshal([]byte(doc), &o.Object); err != nil {
 			t.Fatal(err)
 		}
-		want[o.GetKind()+"/"+o.GetName()] = plain(t, o)
-	}
-	for _, o := range bootstrap(t, Options{}).Installation {
-		if o.GetKind() == "AppProject" || o.GetKind() == "Namespace" {
-			continue
+		if key := o.GetKind() + "/" + o.GetName(); installed[key] != plain(t, o) {
+			t.Errorf("%s is installed as\n%s\nand synced as\n%s", key, installed[key], plain(t, o))
 		}
-		key := o.GetKind() + "/" + o.GetName()
-		if got := plain(t, o); got != want[key] {
-			t.Errorf("%s is installed as\n%s\nand synced as\n%s", key, got, want[key])
-		}
-		delete(want, key)
 	}
-	for key := range want {
-		t.Errorf("%s is synced and not installed", key)
+}
+
+// kustomization is the source of Argo CD's own Application that patches upstream's files.
+func kustomization(t *testing.T) fleet.Source {
+	t.Helper()
+	apps, err := fleet.Applications(tree, clusters(t)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, app := range apps {
+		for _, source := range app.AllSources() {
+			if app.Name() == Application && source.Kustomize != nil {
+				return source
+			}
+		}
+	}
+	t.Fatal("Argo CD is patched nowhere")
+	return fleet.Source{}
+}
+
+// The Application takes upstream's installation in parts: together they are all of it,
+// but for what the patches leave out.
+func TestPartsAreAllOfUpstreamsInstallation(t *testing.T) {
+	for _, part := range []struct{ app, whole string }{{Application, "manifests/cluster-install"}, {"argo-rollouts", "manifests/cluster-install"}} {
+		apps, err := fleet.Applications(tree, clusters(t)[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		have := map[string]bool{}
+		var from fleet.Source
+		for _, app := range apps {
+			for _, source := range app.AllSources() {
+				if app.Name() != part.app && app.Name() != fleet.CRDsApplication {
+					continue
+				}
+				if app.Name() == part.app {
+					from = source
+				}
+				objects, err := fleet.RenderSource(os.DirFS(checkout(t, source)), source, "")
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, o := range objects {
+					have[o.GetKind()+"/"+o.GetName()] = true
+				}
+			}
+		}
+		whole, err := fleet.RenderSource(os.DirFS(checkout(t, from)), fleet.Source{Path: part.whole}, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range whole {
+			component := o.GetLabels()["app.kubernetes.io/component"]
+			unused := slices.Contains([]string{"dex-server", "notifications-controller", "applicationset-controller"}, component)
+			if key := o.GetKind() + "/" + o.GetName(); !have[key] && !unused {
+				t.Errorf("%s of upstream's %s is not installed", key, part.whole)
+			}
+		}
 	}
 }
 
@@ -187,11 +236,11 @@ func TestInstalledObjectsCarryArgoCDsMark(t *testing.T) {
 		"Namespace/argocd":          "omnivision-root:/Namespace:argocd/argocd",
 		"AppProject/platform":       "omnivision-root:argoproj.io/AppProject:argocd/platform",
 	}
-	for _, o := range bootstrap(t, Options{}).Installation {
+	for _, o := range installation(t) {
 		key := o.GetKind() + "/" + o.GetName()
 		got := o.GetAnnotations()[trackingAnnotation]
-		if got == "" {
-			t.Errorf("%s carries no mark", key)
+		if crd := o.GetKind() == "CustomResourceDefinition"; crd == (got != "") {
+			t.Errorf("%s is marked %q: all are, but for CRDs", key, got)
 		}
 		if w, ok := want[key]; ok && got != w {
 			t.Errorf("%s is marked %s, want %s", key, got, w)
@@ -205,15 +254,15 @@ func TestInstalledObjectsCarryArgoCDsMark(t *testing.T) {
 
 // Who owns a field decides whether a sync removes it.
 func TestDataIsNoneOfTheSyncsFields(t *testing.T) {
-	b := bootstrap(t, Options{CA: []byte("PEM"), Hosts: []string{"github.com", "ghcr.io:443"}, WebhookSecret: "s3cret"})
+	data := Data(Options{CA: []byte("PEM"), Hosts: []string{"github.com", "ghcr.io:443"}, WebhookSecret: "s3cret"})
 	installed := map[string]*unstructured.Unstructured{}
-	for _, o := range b.Installation {
+	for _, o := range installation(t) {
 		installed[o.GetKind()+"/"+o.GetName()] = o
 	}
-	if len(b.Data) != 2 {
-		t.Fatalf("%d objects of data", len(b.Data))
+	if len(data) != 2 {
+		t.Fatalf("%d objects of data", len(data))
 	}
-	for _, o := range b.Data {
+	for _, o := range data {
 		base := installed[o.GetKind()+"/"+o.GetName()]
 		if base == nil {
 			t.Errorf("%s %s is not of the installation: nothing would remove it", o.GetKind(), o.GetName())
@@ -223,17 +272,17 @@ func TestDataIsNoneOfTheSyncsFields(t *testing.T) {
 			t.Errorf("%s %s has data in Git as well", o.GetKind(), o.GetName())
 		}
 	}
-	ca, _, _ := unstructured.NestedStringMap(b.Data[0].Object, "data")
+	ca, _, _ := unstructured.NestedStringMap(data[0].Object, "data")
 	if ca["github.com"] != "PEM" || ca["ghcr.io"] != "PEM" || len(ca) != 2 {
 		t.Errorf("certificates are %v", ca)
 	}
-	if secret, _, _ := unstructured.NestedString(b.Data[1].Object, "data", "webhook.gogs.secret"); secret != "czNjcmV0" {
+	if secret, _, _ := unstructured.NestedString(data[1].Object, "data", "webhook.gogs.secret"); secret != "czNjcmV0" {
 		t.Errorf("secret is %q", secret)
 	}
 }
 
 func TestOnlyWhatIsUsedIsInstalled(t *testing.T) {
-	for _, o := range bootstrap(t, Options{}).Installation {
+	for _, o := range installation(t) {
 		for _, unused := range []string{"dex", "notifications"} {
 			if strings.Contains(o.GetName(), unused) {
 				t.Errorf("%s %s is installed", o.GetKind(), o.GetName())
@@ -272,11 +321,9 @@ func TestEveryComponentMeetsPodSecurityRestricted(t *testing.T) {
 			if !strings.HasSuffix(source.RepoURL, "/omnivision-gitops.git") {
 				files = os.DirFS(checkout(t, source))
 			}
-			objects := bootstrap(t, Options{}).Installation
-			if app.Name() != Application {
-				if objects, err = fleet.RenderSource(files, source, app.Spec.Destination.Namespace); err != nil {
-					t.Fatal(err)
-				}
+			objects, err := fleet.RenderSource(files, source, app.Spec.Destination.Namespace)
+			if err != nil {
+				t.Fatal(err)
 			}
 			for _, o := range objects {
 				template, found, _ := unstructured.NestedMap(o.Object, "spec", "template")

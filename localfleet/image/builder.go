@@ -492,8 +492,8 @@ func lock(ctx context.Context, path string) (unlock func(), err error) {
 
 const versionPackage = "github.com/omnivision/omnivision/internal/version"
 
-// ownProgram builds a program of this source. Go's own cache makes it a matter
-// of a second when nothing changed, so nothing else decides whether to.
+// ownProgram builds a program of this source. Go decides whether there is anything to
+// do: it leaves a program as it is that was linked from the same input.
 func (b *Builder) ownProgram(ctx context.Context, program string) (string, error) {
 	b.programs.Lock()
 	defer b.programs.Unlock()
@@ -503,12 +503,12 @@ func (b *Builder) ownProgram(ctx context.Context, program string) (string, error
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	scratch, err := os.MkdirTemp(dir, ".build-*")
+	unlock, err := lock(ctx, filepath.Join(dir, ".lock"))
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(scratch)
-	built := filepath.Join(scratch, program)
+	defer unlock()
+	built := filepath.Join(dir, ".linked-"+program)
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false",
 		"-ldflags", "-s -w -X "+versionPackage+".Version="+version+" -X "+versionPackage+".Commit="+commit+" -X main.version="+version,
 		"-o", built, "./cmd/"+program)
@@ -520,19 +520,15 @@ func (b *Builder) ownProgram(ctx context.Context, program string) (string, error
 	return keep(built, filepath.Join(dir, program))
 }
 
-// keep moves a program into place under a name made of its content: the file
-// of an unchanged program keeps its time, by which images know it.
+// keep copies a program to a name made of its content: the file of an unchanged
+// program keeps its time, by which images know it.
 func keep(built, prefix string) (string, error) {
-	f, err := os.Open(built)
+	content, err := os.ReadFile(built)
 	if err != nil {
 		return "", err
 	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", err
-	}
-	final := prefix + "-" + hex.EncodeToString(h.Sum(nil))[:12]
+	sum := sha256.Sum256(content)
+	final := prefix + "-" + hex.EncodeToString(sum[:])[:12]
 	if _, err := os.Stat(final); err == nil {
 		return final, nil
 	}
@@ -545,7 +541,11 @@ func keep(built, prefix string) (string, error) {
 			return "", err
 		}
 	}
-	return final, os.Rename(built, final)
+	unfinished := final + ".new"
+	if err := os.WriteFile(unfinished, content, 0o755); err != nil {
+		return "", err
+	}
+	return final, os.Rename(unfinished, final)
 }
 
 // stamp is the version and commit of Source. A source without Git leaves them

@@ -254,7 +254,7 @@ func setForwarding(ns string) error {
 }
 
 func environment() []string {
-	return []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"}
+	return []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "GOGC=200"}
 }
 
 func joinLabels(labels map[string]string) string {

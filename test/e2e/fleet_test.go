@@ -130,6 +130,7 @@ func TestFleet(t *testing.T) {
 		{"BrokenCommit", testBrokenCommit},
 		{"SecondUpIsRefused", testSecondUpIsRefused},
 		{"KilledArgoCD", testKilledArgoCD},
+		{"DeletedCRDComesBack", testDeletedCRD},
 		{"XidReachesWorkerAndPrometheus", testXid},
 		{"BrokenGPULeavesItsNode", testBrokenGPU},
 		{"ExistingClusters", testExistingClusters},

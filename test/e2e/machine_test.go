@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -114,6 +115,24 @@ func testKilledArgoCD(t *testing.T) {
 		out, err := try(t, "kubectl", "--cluster", cluster, "--", "wait", "pods", "-n", "argocd", "--all", "--for=condition=Ready", "--timeout=60s")
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
+		}
+		return healthy(t)
+	})
+}
+
+// testDeletedCRD takes a CRD away that `up` installed before Argo CD ran: that Git brings
+// it as well shows only once it is missing.
+func testDeletedCRD(t *testing.T) {
+	const cluster, crd = "cluster-aws", "serverstransporttcps.traefik.io"
+	before := kubectl(t, cluster, "get", "crd", crd, "-o", "jsonpath={.metadata.uid}")
+	kubectl(t, cluster, "delete", "crd", crd)
+	eventually(t, "Argo CD brings the CRD back", 3*time.Minute, func() error {
+		uid, err := try(t, "kubectl", "--cluster", cluster, "--", "get", "crd", crd, "-o", "jsonpath={.metadata.uid}")
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, uid)
+		}
+		if uid == before {
+			return errors.New("it is still the old one")
 		}
 		return healthy(t)
 	})
