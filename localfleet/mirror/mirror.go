@@ -70,7 +70,7 @@ func Repositories(tree fs.FS) ([]Repo, error) {
 	for _, u := range sortedKeys(needed) {
 		repo := Repo{URL: u}
 		for _, tag := range sortedKeys(needed[u]) {
-			repo.Revisions = append(repo.Revisions, Revision{Tag: tag, Paths: sortedKeys(needed[u][tag])})
+			repo.Revisions = append(repo.Revisions, Revision{Tag: tag, Paths: outermost(sortedKeys(needed[u][tag]))})
 		}
 		repos = append(repos, repo)
 	}
@@ -85,6 +85,17 @@ func needs(s fleet.Source) string {
 	}
 	top, _, _ := strings.Cut(path.Clean(s.Path), "/")
 	return top
+}
+
+// outermost leaves out of sorted paths those that lie below another one.
+func outermost(paths []string) []string {
+	var kept []string
+	for _, p := range paths {
+		if last := len(kept) - 1; last < 0 || !strings.HasPrefix(p, kept[last]+"/") {
+			kept = append(kept, p)
+		}
+	}
+	return kept
 }
 
 func sortedKeys[V any](m map[string]V) []string {

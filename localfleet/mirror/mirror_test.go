@@ -32,6 +32,13 @@ func TestOurTreeNeedsTheseRepositories(t *testing.T) {
 	}
 }
 
+func TestPathsBelowOthersAreLeftOut(t *testing.T) {
+	got := outermost([]string{"a", "a/b", "a/b/c", "ab", "b/c", "b/d"})
+	if want := []string{"a", "ab", "b/c", "b/d"}; !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
 func TestOnlyVersionsHaveAModule(t *testing.T) {
 	repo := Repo{URL: "https://github.com/a/b.git"}
 	for _, tag := range []string{"main", "stable", "1.2.3", "v1"} {
