@@ -46,7 +46,7 @@ TESTENV = engines=$$($(BIN) engines path --cache $(CACHE)); \
 .PHONY: test
 test: engines ## unit, golden and integration tests, against real servers, and race-light
 	$(TESTENV) $(SAMEENV) $(GOTEST) -timeout 30m ./...
-	$(TESTENV) $(GOTEST) $(RACEFLAGS) -timeout 30m $(RACELIGHT)
+	$(TESTENV) CGO_ENABLED=1 $(GOTEST) $(RACEFLAGS) -timeout 30m $(RACELIGHT)
 
 # NVML's functions are looked up when they are called, not when the program starts.
 RACEFLAGS := -race -ldflags=-extldflags=-Wl,-z,lazy
@@ -58,7 +58,7 @@ RACELIGHT := ./worker/... ./ui/... ./cmd/worker ./cmd/ui ./forge/... \
 
 .PHONY: race
 race: engines ## all tests under the race detector
-	$(TESTENV) $(GOTEST) $(RACEFLAGS) -timeout 60m ./...
+	$(TESTENV) CGO_ENABLED=1 $(GOTEST) $(RACEFLAGS) -timeout 60m ./...
 
 .PHONY: e2e
 e2e: build ## the fleet from nothing, broken on purpose, and taken away again
