@@ -79,7 +79,8 @@ Argo CD from one Git repository, without a cloud account.`,
 	root.AddCommand(
 		newUpCommand(), newDownCommand(), newStatusCommand(), newDoctorCommand(),
 		newKubeconfigCommand(), newKubectlCommand(), newGPUCommand(), newNodeCommand(), newEnginesCommand(), newEdgeCommand(),
-		newPlanCommand(),
+		newPlanCommand(), newReleaseCommand(), newVerifyCommand(),
 	)
+	root.AddCommand(newStageCommands()...)
 	return root
 }

@@ -9,7 +9,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -152,10 +151,11 @@ func WithKey(pemBytes []byte) (*Signer, error) {
 		return nil, fmt.Errorf("reading the signing key: %w", err)
 	}
 	fingerprint := sha256.Sum256(der)
+	policy, err := verify.WithKey(private.Public())
 	return &Signer{
 		keypair: key{private: private, der: der, hint: []byte(base64.StdEncoding.EncodeToString(fingerprint[:]))},
-		policy:  verify.Policy{Key: private.Public(), Identity: verify.Identity{Key: "sha256:" + hex.EncodeToString(fingerprint[:])}},
-	}, nil
+		policy:  policy,
+	}, err
 }
 
 // Identity is who signs.

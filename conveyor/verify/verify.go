@@ -9,6 +9,8 @@ package verify
 import (
 	"context"
 	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -156,6 +158,16 @@ func (p Policy) verifier(image name.Digest) (*verify.Verifier, verify.PolicyBuil
 		return nil, verify.PolicyBuilder{}, fmt.Errorf("using the expected identity: %w", err)
 	}
 	return v, verify.NewPolicy(artifact, verify.WithCertificateIdentity(identity)), nil
+}
+
+// WithKey is the policy that believes the holder of a key.
+func WithKey(key crypto.PublicKey) (Policy, error) {
+	der, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		return Policy{}, fmt.Errorf("using the key: %w", err)
+	}
+	fingerprint := sha256.Sum256(der)
+	return Policy{Key: key, Identity: Identity{Key: "sha256:" + hex.EncodeToString(fingerprint[:])}}, nil
 }
 
 func keyMaterial(key crypto.PublicKey) (root.TrustedMaterial, error) {

@@ -1,0 +1,392 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/spf13/cobra"
+
+	"github.com/omnivision/omnivision/conveyor"
+	"github.com/omnivision/omnivision/conveyor/build"
+	"github.com/omnivision/omnivision/conveyor/propose"
+	"github.com/omnivision/omnivision/conveyor/release"
+	"github.com/omnivision/omnivision/conveyor/scan"
+	"github.com/omnivision/omnivision/conveyor/sign"
+	"github.com/omnivision/omnivision/conveyor/source"
+	"github.com/omnivision/omnivision/fleet"
+	"github.com/omnivision/omnivision/forge"
+	"github.com/omnivision/omnivision/forge/connect"
+)
+
+// forgeTokenVariable holds the token for pull requests in the GitOps repository.
+const forgeTokenVariable = "OMNIVISION_FORGE_TOKEN"
+
+type releaseFlags struct {
+	app, dir, tree, evidence, output string
+	wave                             int
+	again                            bool
+
+	buildkit, cache string
+	layouts         map[string]string
+	platforms       []string
+
+	trivy, trivyCache string
+	offline           bool
+
+	trust     trustFlags
+	plainHTTP bool
+	forgeCA   string
+	timeout   time.Duration
+}
+
+// stages are the subcommands of one stage each; release runs all of them.
+var stages = []struct{ name, short string }{
+	{release.Build, "Build an app's image from HEAD and push it to every region's registry"},
+	{release.Scan, "Build an app's image, and stop at HIGH and CRITICAL vulnerabilities"},
+	{release.Sign, "Build and scan an app's image, and sign it with its provenance, SBOM and scan"},
+	{release.Propose, "Bring an app's release to a pull request, as release does"},
+}
+
+func newReleaseCommand() *cobra.Command {
+	cmd := newBeltCommand("release", "Take an app from HEAD to a pull request in the GitOps repository", "")
+	cmd.Long = `Take an app from HEAD to a pull request in the GitOps repository: build it with
+BuildKit, scan what was pushed with Trivy, sign it with its provenance, SBOM and
+scan, and propose a change of the app's tag and digest, and of nothing else.
+
+Each stage leaves its evidence in a folder, and a stage whose result still holds
+is not done again: run the same command after any failure or kill. build, scan,
+sign and propose are the same belt up to that stage.
+
+The image is signed with the job's identity where a signing config and a
+trusted root name a Sigstore, or with --key. The token for the pull request is
+read from ` + forgeTokenVariable + `.
+
+Exits with 3 if a vulnerability stops the belt.`
+	cmd.Example = `  omnivision release --app omnivision-worker
+  omnivision release --app omnivision-ui --key conveyor.pem --output json
+  omnivision scan --app omnivision-worker            # build and scan, no further
+  omnivision release --app omnivision-worker --wave 2`
+	return cmd
+}
+
+func newStageCommands() []*cobra.Command {
+	var commands []*cobra.Command
+	for _, stage := range stages {
+		cmd := newBeltCommand(stage.name, stage.short, stage.name)
+		cmd.Long = stage.short + `.
+
+It is the belt of 'omnivision release' up to this stage: what an earlier run did
+and what still holds is not done again.`
+		cmd.Example = "  omnivision " + stage.name + " --app omnivision-worker"
+		commands = append(commands, cmd)
+	}
+	return commands
+}
+
+func newBeltCommand(use, short, until string) *cobra.Command {
+	var flags releaseFlags
+	cmd := &cobra.Command{
+		Use: use, Short: short, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeoutCause(cmd.Context(), flags.timeout, fmt.Errorf("the release took longer than %s: allow more with --timeout", flags.timeout))
+			defer cancel()
+			return flags.run(ctx, cmd, until)
+		},
+	}
+	flags.add(cmd)
+	return cmd
+}
+
+func (f *releaseFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.app, "app", "", "app of fleet.yaml to release")
+	flags.StringVar(&f.dir, "source", ".", "checkout of the source repository")
+	flags.StringVar(&f.tree, "tree", "", "directory of the GitOps tree (default: omnivision-gitops in the source)")
+	flags.StringVar(&f.evidence, "evidence", "", "folder that keeps what each stage found (default: omnivision/releases in the user's cache)")
+	flags.IntVar(&f.wave, "wave", 0, "wave of clusters that the pull request is for (default: the first)")
+	flags.BoolVar(&f.again, "again", false, "propose what was taken out of Git, or whose pull request was closed")
+	flags.StringVar(&f.buildkit, "buildkit", cmp.Or(os.Getenv("BUILDKIT_HOST"), "unix:///run/buildkit/buildkitd.sock"), "address of the BuildKit daemon")
+	flags.StringVar(&f.cache, "build-cache", "", "image reference that keeps layers between builds on fresh machines")
+	flags.StringToStringVar(&f.layouts, "base-image", nil, "IMAGE=DIR: an OCI layout in place of a base image that cannot be pulled")
+	flags.StringSliceVar(&f.platforms, "platform", nil, "platforms of the image (default: those of conveyor/apps.yaml)")
+	flags.StringVar(&f.trivy, "trivy", "trivy", "Trivy's program")
+	flags.StringVar(&f.trivyCache, "trivy-cache", "", "where Trivy keeps its database (default: omnivision/trivy in the user's cache)")
+	flags.BoolVar(&f.offline, "offline-scan", false, "use the vulnerability database that is there")
+	flags.BoolVar(&f.plainHTTP, "plain-http", false, "speak HTTP to the registries")
+	flags.StringVar(&f.forgeCA, "forge-ca", "", "file of further certificate authorities of the forge")
+	flags.DurationVar(&f.timeout, "timeout", time.Hour, "give up after this time")
+	flags.StringVarP(&f.output, "output", "o", "text", "text or json")
+	f.trust.add(cmd)
+	flags.StringVar(&f.trust.key, "key", "", "private key to sign with where no Sigstore can be reached (PEM, PKCS #8, P-256)")
+	cobra.CheckErr(cmd.MarkFlagRequired("app"))
+	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp)))
+	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("app", f.completeApps))
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		if f.output != "text" && f.output != "json" {
+			return codedError{exitUsage, fmt.Errorf("--output is %q: use text or json", f.output)}
+		}
+		return nil
+	}
+}
+
+func (f *releaseFlags) completeApps(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	described, err := fleet.Load(os.DirFS(f.treeDir()))
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for _, app := range described.Apps {
+		names = append(names, app.Name)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+func (f *releaseFlags) treeDir() string {
+	return cmp.Or(f.tree, filepath.Join(f.dir, "omnivision-gitops"))
+}
+
+func (f *releaseFlags) run(ctx context.Context, cmd *cobra.Command, until string) error {
+	r, err := f.release(ctx, until)
+	if err != nil {
+		return err
+	}
+	evidence, err := cacheDir(f.evidence, "releases", "--evidence")
+	if err != nil {
+		return err
+	}
+	progress := newProgress(cmd.ErrOrStderr())
+	belt, err := r.Belt(conveyor.Store{Dir: evidence}, progress)
+	if err != nil {
+		progress.close()
+		return codedError{exitUsage, err}
+	}
+	outcomes, err := belt.Run(ctx, until)
+	progress.close()
+	if err == nil {
+		return f.show(cmd.OutOrStdout(), belt.Subject, outcomes)
+	}
+	if ctx.Err() != nil && cmd.Context().Err() == nil {
+		err = context.Cause(ctx)
+	}
+	if errors.As(err, new(*scan.VulnerableError)) {
+		return codedError{exitUnhealthy, err}
+	}
+	return fmt.Errorf("%w\nrun the same command again to go on where it stopped", err)
+}
+
+// release reads what the two repositories say of the app.
+func (f *releaseFlags) release(ctx context.Context, until string) (release.Release, error) {
+	revision, err := source.Read(ctx, f.dir)
+	if err != nil {
+		return release.Release{}, err
+	}
+	apps, app, err := f.described()
+	if err != nil {
+		return release.Release{}, err
+	}
+	tree, err := fleet.Load(os.DirFS(f.treeDir()))
+	if err != nil {
+		return release.Release{}, err
+	}
+	repositories, err := f.repositories(tree)
+	if err != nil {
+		return release.Release{}, err
+	}
+	scanner, err := f.scanner()
+	if err != nil {
+		return release.Release{}, err
+	}
+	options := []remote.Option{remote.WithAuthFromKeychain(authn.DefaultKeychain)}
+	r := release.Release{
+		App: f.app, Wave: cmp.Or(f.wave, firstWave(tree)), Again: f.again, Dir: f.dir, Source: apps.Source, Revision: revision,
+		Dockerfile: app.Dockerfile, Args: app.Args, Layouts: f.layouts, Platforms: apps.Platforms, Cache: f.cache, Invocation: invocation(),
+		Repositories: repositories, Registry: options,
+		Builder: build.Builder{Address: f.buildkit, Registry: options, Credentials: authn.DefaultKeychain},
+		Scanner: scanner, Signer: f.trust.signer, Policy: f.trust.policy,
+	}
+	if len(f.platforms) > 0 {
+		r.Platforms = f.platforms
+	}
+	if until == "" || until == release.Propose {
+		r.Proposer, err = f.proposer(ctx, tree)
+	}
+	return r, err
+}
+
+func (f *releaseFlags) described() (release.Apps, release.App, error) {
+	src, err := os.ReadFile(filepath.Join(f.dir, release.AppsFile))
+	if err != nil {
+		return release.Apps{}, release.App{}, codedError{exitUsage, fmt.Errorf("%w: go to a checkout of the source repository, or name it with --source", err)}
+	}
+	apps, err := release.ParseApps(src)
+	if err != nil {
+		return release.Apps{}, release.App{}, err
+	}
+	app, err := apps.App(f.app)
+	if err != nil {
+		return release.Apps{}, release.App{}, codedError{exitUsage, err}
+	}
+	return apps, app, nil
+}
+
+// repositories are those of the app in every region's registry, each once.
+func (f *releaseFlags) repositories(tree *fleet.Fleet) ([]name.Repository, error) {
+	at := slices.IndexFunc(tree.Apps, func(a fleet.App) bool { return a.Name == f.app })
+	if at < 0 {
+		return nil, codedError{exitUsage, fmt.Errorf("%s of %s names no app %q", fleet.File, f.treeDir(), f.app)}
+	}
+	var options []name.Option
+	if f.plainHTTP {
+		options = append(options, name.Insecure)
+	}
+	var all []name.Repository
+	for _, cluster := range tree.Clusters {
+		repository, err := name.NewRepository(cluster.ImageRegistry+"/"+tree.Apps[at].Repository, options...)
+		if err != nil {
+			return nil, fmt.Errorf("the image registry of %s: %w", cluster.Name, err)
+		}
+		if !slices.ContainsFunc(all, func(r name.Repository) bool { return r.String() == repository.String() }) {
+			all = append(all, repository)
+		}
+	}
+	return all, nil
+}
+
+func (f *releaseFlags) scanner() (release.Scanner, error) {
+	cache, err := cacheDir(f.trivyCache, "trivy", "--trivy-cache")
+	if err != nil {
+		return nil, err
+	}
+	src, err := os.ReadFile(filepath.Join(f.dir, "conveyor", "exceptions.yaml"))
+	if err != nil {
+		return nil, err
+	}
+	exceptions, err := scan.ParseExceptions(src)
+	if err != nil {
+		return nil, err
+	}
+	return scan.Scanner{Program: f.trivy, CacheDir: cache, Offline: f.offline, Insecure: f.plainHTTP, Exceptions: exceptions}, nil
+}
+
+func (f *releaseFlags) proposer(ctx context.Context, tree *fleet.Fleet) (release.Proposer, error) {
+	token := os.Getenv(forgeTokenVariable)
+	if token == "" {
+		return nil, codedError{exitUsage, fmt.Errorf("%s is not set: it is the token that opens the pull request in %s", forgeTokenVariable, tree.Repository)}
+	}
+	transport, err := transportWithCA(f.forgeCA)
+	if err != nil {
+		return nil, err
+	}
+	repository, err := connect.Repository(ctx, tree.Repository, connect.Options{Token: forge.StaticToken(token), Transport: transport})
+	if err != nil {
+		return nil, err
+	}
+	return &propose.Proposer{
+		Forge: repository, Base: tree.Branch,
+		Remote: propose.Remote{URL: tree.Repository, Token: forge.StaticToken(token), CAFile: f.forgeCA},
+	}, nil
+}
+
+func firstWave(tree *fleet.Fleet) int {
+	waves := tree.Waves()
+	if len(waves) == 0 {
+		return 1
+	}
+	return waves[0][0].Wave
+}
+
+// invocation is the page of the job that runs this, if one does.
+func invocation() string {
+	server, repository, run := os.Getenv("GITHUB_SERVER_URL"), os.Getenv("GITHUB_REPOSITORY"), os.Getenv("GITHUB_RUN_ID")
+	if server == "" || repository == "" || run == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s/%s/actions/runs/%s/attempts/%s", server, repository, run, cmp.Or(os.Getenv("GITHUB_RUN_ATTEMPT"), "1"))
+}
+
+// cacheDir is the given directory, or one of the user's cache.
+func cacheDir(given, name, flag string) (string, error) {
+	if given != "" {
+		return given, nil
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", codedError{exitUsage, fmt.Errorf("this user has no cache directory: name one with %s (%w)", flag, err)}
+	}
+	return filepath.Join(dir, "omnivision", name), nil
+}
+
+// shownStage is a stage as --output json has it.
+type shownStage struct {
+	Stage   string          `json:"stage"`
+	Kept    bool            `json:"kept"`
+	Seconds float64         `json:"seconds"`
+	Result  json.RawMessage `json:"result"`
+}
+
+func (f *releaseFlags) show(out io.Writer, subject conveyor.Subject, outcomes []conveyor.Outcome) error {
+	if f.output == "json" {
+		shown := struct {
+			conveyor.Subject
+			Stages []shownStage `json:"stages"`
+		}{Subject: subject}
+		for _, o := range outcomes {
+			shown.Stages = append(shown.Stages, shownStage{o.Stage, o.Kept, o.Took.Seconds(), o.Result})
+		}
+		encoder := json.NewEncoder(out)
+		encoder.SetIndent("", "  ")
+		return encoder.Encode(shown)
+	}
+	fmt.Fprintf(out, "%s %s of %s\n", subject.App, subject.Version, subject.Commit)
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, o := range outcomes {
+		line, err := inOneLine(o)
+		if err != nil {
+			return err
+		}
+		took := fmt.Sprintf("%.1f s", o.Took.Seconds())
+		if o.Kept {
+			took = "kept"
+		}
+		fmt.Fprintf(w, "  %s\t%s\t%s\n", o.Stage, took, line)
+	}
+	return w.Flush()
+}
+
+// inOneLine says what a stage found.
+func inOneLine(o conveyor.Outcome) (string, error) {
+	switch o.Stage {
+	case release.Build:
+		var result build.Result
+		err := json.Unmarshal(o.Result, &result)
+		return fmt.Sprintf("%s in %s", result.Digest, strings.Join(result.Repositories, ", ")), err
+	case release.Scan:
+		var result scan.Result
+		err := json.Unmarshal(o.Result, &result)
+		var counts []string
+		for _, severity := range scan.Severities {
+			counts = append(counts, fmt.Sprintf("%d %s", result.Counts[severity], strings.ToLower(string(severity))))
+		}
+		return strings.Join(counts, ", ") + "; " + result.Scanner + ", database of " + result.Database.UpdatedAt.Format(time.DateOnly), err
+	case release.Sign:
+		var result sign.Result
+		err := json.Unmarshal(o.Result, &result)
+		return fmt.Sprintf("%d statements by %s", result.Statements, result.Signer), err
+	}
+	var result propose.Result
+	err := json.Unmarshal(o.Result, &result)
+	return strings.TrimSpace(fmt.Sprintf("%s %s %s", result.State, cmp.Or(result.URL, result.By), strings.Join(result.Clusters, ", "))), err
+}

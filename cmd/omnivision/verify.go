@@ -1,0 +1,273 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/sigstore/sigstore-go/pkg/root"
+	"github.com/spf13/cobra"
+
+	"github.com/omnivision/omnivision/conveyor/verify"
+)
+
+type verifyFlags struct {
+	trustedRoot, subject, issuer, key string
+	plainHTTP                         bool
+	output                            string
+	timeout                           time.Duration
+}
+
+// verified is what verify says of an image.
+type verified struct {
+	Image    string `json:"image"` // with digest
+	Platform string `json:"platform,omitempty"`
+	Trusted  bool   `json:"trusted"`
+	// Missing are the kinds of statement that nobody trusted made.
+	Missing []string `json:"missing,omitempty"`
+	verify.Summary
+	// Refused says why each statement that is there is not believed.
+	Refused []string `json:"refused,omitempty"`
+	// Platforms are the images of an index.
+	Platforms []verified `json:"platforms,omitempty"`
+}
+
+func newVerifyCommand() *cobra.Command {
+	var flags verifyFlags
+	cmd := &cobra.Command{
+		Use:   "verify IMAGE",
+		Short: "Say what signed an image, built from what, and what its scan found",
+		Long: `Say what signed an image, when, built from which commit, with which scan and
+SBOM. Only statements count that are signed by the identity or key that is
+named, about exactly this digest and this repository; of every other one it is
+said why it does not count. A tag is resolved first.
+
+Of an index each platform's image is looked at too: a node runs one of them.
+Exits with 3 if a trusted signature or provenance is missing, or of a platform's
+image the SBOM or the scan.`,
+		Example: `  omnivision verify --key conveyor.pub registry.example/omnivision/omnivision-worker:0.1.0-57
+  omnivision verify --trusted-root trusted_root.json \
+    --issuer https://token.actions.githubusercontent.com \
+    --identity https://github.com/omnivision/omnivision/.github/workflows/conveyor.yaml@refs/heads/main \
+    registry.example/omnivision/omnivision-worker@sha256:…`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx, cancel := context.WithTimeoutCause(cmd.Context(), flags.timeout, fmt.Errorf("the registry took longer than %s: allow more with --timeout", flags.timeout))
+			defer cancel()
+			found, err := flags.verify(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			if err := flags.show(cmd.OutOrStdout(), found); err != nil {
+				return err
+			}
+			if !found.Trusted {
+				return codedError{exitUnhealthy, fmt.Errorf("%s is not to be trusted: see above", found.Image)}
+			}
+			return nil
+		},
+	}
+	flags.add(cmd)
+	return cmd
+}
+
+func (f *verifyFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.trustedRoot, "trusted-root", "", "trusted_root.json of the Sigstore that the image was signed with")
+	flags.StringVar(&f.subject, "identity", "", "who must have signed: the workflow with its ref, in full")
+	flags.StringVar(&f.issuer, "issuer", "", "who must have vouched for the identity")
+	flags.StringVar(&f.key, "key", "", "public key that must have signed instead (PEM)")
+	flags.BoolVar(&f.plainHTTP, "plain-http", false, "speak HTTP to the registry")
+	flags.DurationVar(&f.timeout, "timeout", time.Minute, "give up after this time")
+	flags.StringVarP(&f.output, "output", "o", "text", "text or json")
+	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp)))
+	cmd.MarkFlagsMutuallyExclusive("key", "trusted-root")
+	cmd.MarkFlagsMutuallyExclusive("key", "identity")
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		keyless := f.trustedRoot != "" && f.subject != "" && f.issuer != ""
+		switch {
+		case f.output != "text" && f.output != "json":
+			return codedError{exitUsage, fmt.Errorf("--output is %q: use text or json", f.output)}
+		case f.key == "" && !keyless:
+			return codedError{exitUsage, errors.New("say whom to trust: --trusted-root with --identity and --issuer, or --key")}
+		}
+		return nil
+	}
+}
+
+func (f *verifyFlags) policy() (verify.Policy, error) {
+	if f.key != "" {
+		key, err := publicKey(f.key)
+		if err != nil {
+			return verify.Policy{}, err
+		}
+		return verify.WithKey(key)
+	}
+	trusted, err := root.NewTrustedRootFromPath(f.trustedRoot)
+	if err != nil {
+		return verify.Policy{}, fmt.Errorf("reading the trusted root %s: %w", f.trustedRoot, err)
+	}
+	return verify.Policy{Root: trusted, Identity: verify.Identity{Subject: f.subject, Issuer: f.issuer}}, nil
+}
+
+func (f *verifyFlags) verify(ctx context.Context, image string) (verified, error) {
+	policy, err := f.policy()
+	if err != nil {
+		return verified{}, err
+	}
+	options := []remote.Option{remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithContext(ctx)}
+	digest, err := f.resolve(image, options)
+	if err != nil {
+		return verified{}, err
+	}
+	desc, err := remote.Get(digest, options...)
+	if err != nil {
+		return verified{}, fmt.Errorf("reading %s: %w", digest, err)
+	}
+	if !desc.MediaType.IsIndex() {
+		return ask(ctx, policy, digest, ofImage, options)
+	}
+	found, err := ask(ctx, policy, digest, ofIndex, options)
+	if err != nil {
+		return verified{}, err
+	}
+	index, err := desc.ImageIndex()
+	if err != nil {
+		return verified{}, fmt.Errorf("reading %s: %w", digest, err)
+	}
+	return found, found.addPlatforms(ctx, policy, digest.Context(), index, options)
+}
+
+// addPlatforms asks about each image of an index: a node runs one of them.
+func (v *verified) addPlatforms(ctx context.Context, policy verify.Policy, repository name.Repository, index v1.ImageIndex, options []remote.Option) error {
+	manifest, err := index.IndexManifest()
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", v.Image, err)
+	}
+	for _, m := range manifest.Manifests {
+		platform, err := ask(ctx, policy, repository.Digest(m.Digest.String()), ofImage, options)
+		if err != nil {
+			return err
+		}
+		if m.Platform != nil {
+			platform.Platform = m.Platform.String()
+		}
+		v.Platforms = append(v.Platforms, platform)
+		v.Trusted = v.Trusted && platform.Trusted
+	}
+	return nil
+}
+
+// ask collects what can be believed of one digest.
+func ask(ctx context.Context, policy verify.Policy, digest name.Digest, needed []kind, options []remote.Option) (verified, error) {
+	believed, refused, err := policy.Image(ctx, digest, options...)
+	if err != nil {
+		return verified{}, err
+	}
+	summary, err := verify.Summarize(believed)
+	if err != nil {
+		return verified{}, err
+	}
+	found := verified{Image: digest.String(), Summary: summary}
+	for _, why := range refused {
+		found.Refused = append(found.Refused, why.Error())
+	}
+	for _, k := range needed {
+		if !slices.ContainsFunc(believed, func(s verify.Statement) bool { return s.PredicateType == k.predicate }) {
+			found.Missing = append(found.Missing, k.name)
+		}
+	}
+	found.Trusted = len(found.Missing) == 0
+	return found, nil
+}
+
+// kind is a kind of statement, with its name for people.
+type kind struct{ predicate, name string }
+
+// What the conveyor states of an index, and of the image of one platform.
+var (
+	ofIndex = []kind{{verify.Signature, "signature"}, {verify.Provenance, "provenance"}}
+	ofImage = append(slices.Clone(ofIndex), kind{verify.SBOM, "SBOM"}, kind{verify.Scan, "scan"})
+)
+
+func (f *verifyFlags) resolve(image string, options []remote.Option) (name.Digest, error) {
+	var parse []name.Option
+	if f.plainHTTP {
+		parse = append(parse, name.Insecure)
+	}
+	ref, err := name.ParseReference(image, parse...)
+	if err != nil {
+		return name.Digest{}, codedError{exitUsage, err}
+	}
+	if digest, ok := ref.(name.Digest); ok {
+		return digest, nil
+	}
+	desc, err := remote.Head(ref, options...)
+	if err != nil {
+		return name.Digest{}, fmt.Errorf("resolving %s: %w", ref, err)
+	}
+	return ref.Context().Digest(desc.Digest.String()), nil
+}
+
+func (f *verifyFlags) show(out io.Writer, v verified) error {
+	if f.output == "json" {
+		encoder := json.NewEncoder(out)
+		encoder.SetIndent("", "  ")
+		return encoder.Encode(v)
+	}
+	for _, image := range append([]verified{v}, v.Platforms...) {
+		if err := image.print(out); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v verified) print(out io.Writer) error {
+	fmt.Fprintln(out, strings.TrimSpace(v.Image+"  "+v.Platform))
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	line := func(what, value string) {
+		if value != "" {
+			fmt.Fprintf(w, "  %s\t%s\n", what, value)
+		}
+	}
+	if v.Signer != (verify.Identity{}) {
+		line("signed by", v.Signer.String())
+		line("signed at", moment(v.Signed, "no witness"))
+		line("version", v.Version)
+	}
+	line("source", v.Source)
+	line("commit", v.Commit)
+	line("builder", v.Builder)
+	line("job", v.Invocation)
+	if v.Scanner != "" {
+		line("scan", v.Scanner+", database of "+moment(v.Database, "unknown age"))
+	}
+	if v.Components >= 0 {
+		line("SBOM", fmt.Sprintf("%d components", v.Components))
+	}
+	for _, missing := range v.Missing {
+		line("MISSING", "no trusted "+missing)
+	}
+	for _, why := range v.Refused {
+		line("refused", why)
+	}
+	return w.Flush()
+}
+
+func moment(at time.Time, never string) string {
+	if at.IsZero() {
+		return never
+	}
+	return at.Format(time.RFC3339)
+}
