@@ -378,9 +378,12 @@ func (v *validator) application(c Cluster, app Application, project *unstructure
 	case auto.AllowEmpty == nil || *auto.AllowEmpty:
 		report("may delete everything when a rendering is empty (P8)", "say allowEmpty: false", "spec", "syncPolicy", "automated")
 	}
-	for _, option := range []string{"ServerSideApply=true", "RespectIgnoreDifferences=true"} {
-		if !slices.Contains(app.Spec.SyncPolicy.SyncOptions, option) {
-			report("lacks the sync option "+option+" (P9)", "", "spec", "syncPolicy", "syncOptions")
+	for _, option := range []struct{ name, why string }{
+		{"ServerSideApply=true", "(P9)"}, {"RespectIgnoreDifferences=true", "(P9)"},
+		{"ApplyOutOfSyncOnly=true", "and applies everything for each change of one thing"},
+	} {
+		if !slices.Contains(app.Spec.SyncPolicy.SyncOptions, option.name) {
+			report("lacks the sync option "+option.name+" "+option.why, "", "spec", "syncPolicy", "syncOptions")
 		}
 	}
 	if app.Spec.SyncPolicy.Retry == nil || app.Spec.SyncPolicy.Retry.Backoff == nil {

@@ -42,6 +42,10 @@ func (c *Config) environment() []string {
 //     SIGKILL.
 //   - Webhooks may go to private addresses, where the clusters are, and nowhere
 //     else.
+//   - A push and its webhooks wait in memory: the queue on disk, which is the default, is
+//     looked at every two seconds. What a kill leaves undelivered is in the database, and
+//     sent at the next start; a push that the database does not know yet is made known by
+//     makeShown.
 //   - oauth2 off and a cron without the update check: nothing is looked up
 //     outside.
 var settings = template.Must(template.New("app.ini").Parse(`APP_NAME = OmniVision fleet
@@ -98,6 +102,12 @@ ENABLE_OPENID_SIGNUP = false
 [actions]
 ENABLED = true
 DEFAULT_ACTIONS_URL = self
+
+[queue.push_update]
+TYPE = channel
+
+[queue.webhook_sender]
+TYPE = channel
 
 [webhook]
 ALLOWED_HOST_LIST = private,loopback

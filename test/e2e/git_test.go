@@ -89,13 +89,8 @@ func testOregonOnlyChange(t *testing.T) {
 			return strings.TrimRight(head, "\n") + "\nui:\n  replicas: " + replicas + "\n"
 		})
 		// Well before the poll of three minutes: it was the webhook.
-		eventually(t, "the change in Oregon", 90*time.Second, func() error {
-			got := kubectl(t, "cluster-aws", "get", "rollout", "-n", "omnivision", "-l", "app.kubernetes.io/component=ui", "-o", "jsonpath={.items[0].spec.replicas}")
-			if got != replicas {
-				return fmt.Errorf("replicas are %s, want %s", got, replicas)
-			}
-			return nil
-		})
+		kubectl(t, "cluster-aws", "wait", "rollout", "-n", "omnivision", "-l", "app.kubernetes.io/component=ui",
+			"--for=jsonpath={.spec.replicas}="+replicas, "--timeout=90s")
 		t.Logf("push %d to applied in Oregon: %.1f s", i+1, time.Since(begin).Seconds())
 	}
 	if now := belgium(t); now != untouched {

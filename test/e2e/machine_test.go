@@ -126,6 +126,9 @@ func testDeletedCRD(t *testing.T) {
 	const cluster, crd = "cluster-aws", "serverstransporttcps.traefik.io"
 	before := kubectl(t, cluster, "get", "crd", crd, "-o", "jsonpath={.metadata.uid}")
 	kubectl(t, cluster, "delete", "crd", crd)
+	// A CRD carries no mark of an Application, so Argo CD learns of its end only when it
+	// compares again: every three minutes, or when it is asked to.
+	kubectl(t, cluster, "annotate", "application", "crds", "-n", "argocd", "argocd.argoproj.io/refresh=normal")
 	eventually(t, "Argo CD brings the CRD back", 3*time.Minute, func() error {
 		uid, err := try(t, "kubectl", "--cluster", cluster, "--", "get", "crd", crd, "-o", "jsonpath={.metadata.uid}")
 		if err != nil {
