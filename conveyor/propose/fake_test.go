@@ -121,6 +121,8 @@ type fakeForge struct {
 	forge.PullRequests // what a proposer does not call
 
 	bare string
+	// opensTwo does what Gitea does when it is asked twice at the same moment.
+	opensTwo bool
 
 	mu     sync.Mutex
 	pulls  []forge.PullRequest
@@ -182,7 +184,7 @@ func (f *fakeForge) FindPullRequests(_ context.Context, q forge.Query) (found []
 func (f *fakeForge) OpenPullRequest(_ context.Context, p forge.Proposal) (pr forge.PullRequest, err error) {
 	err = f.call("open", func() error {
 		for _, have := range f.pulls {
-			if have.State == forge.Open && have.Head == p.Head && have.Base == p.Base {
+			if !f.opensTwo && have.State == forge.Open && have.Head == p.Head && have.Base == p.Base {
 				return &forge.Error{Code: forge.Conflict, Op: "open pull request"}
 			}
 		}

@@ -15,10 +15,13 @@
 package propose
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/omnivision/omnivision/conveyor/source"
@@ -316,16 +319,22 @@ func all(have map[string]fleet.Release, want fleet.Release) bool {
 	return true
 }
 
-// latest returns the newest pull request that was ever opened from the branch.
-func (p *Proposer) latest(ctx context.Context, branch string) (latest forge.PullRequest, err error) {
-	err = p.ask(ctx, "find pull requests", func() error {
-		found, err := p.Forge.FindPullRequests(ctx, forge.Query{Head: branch, Base: p.Base, State: forge.All, Limit: 1})
-		if err == nil && len(found) > 0 {
-			latest = found[0]
-		}
+// latest returns the branch's open pull request, or else the newest that was ever opened
+// from it, duplicates apart.
+func (p *Proposer) latest(ctx context.Context, branch string) (forge.PullRequest, error) {
+	var found []forge.PullRequest
+	err := p.ask(ctx, "find pull requests", func() (err error) {
+		found, err = p.Forge.FindPullRequests(ctx, forge.Query{Head: branch, Base: p.Base, State: forge.All, Limit: 10})
 		return err
 	})
-	return latest, err
+	found = slices.DeleteFunc(found, func(pr forge.PullRequest) bool { return strings.HasPrefix(pr.Body, duplicateNote) })
+	if err != nil || len(found) == 0 {
+		return forge.PullRequest{}, err
+	}
+	if open := slices.DeleteFunc(slices.Clone(found), func(pr forge.PullRequest) bool { return pr.State != forge.Open }); len(open) > 0 {
+		return slices.MinFunc(open, byNumber), nil
+	}
+	return found[0], nil
 }
 
 // live reports whether the branch is a proposal: its pull request is open, or a run was
@@ -394,8 +403,51 @@ func (p *Proposer) show(ctx context.Context, repo *repository, v *view, commit s
 		pr, _, err = forge.EnsurePullRequest(ctx, p.Forge, forge.Proposal{Title: title, Body: body, Head: v.branch, Base: p.Base})
 		return err
 	})
-	return pr, err
+	if err != nil {
+		return forge.PullRequest{}, err
+	}
+	return p.onlyOne(ctx, pr)
 }
+
+// duplicateNote begins the text of a pull request that was closed for being the second
+// one of its branch. It names no release: nobody rejected one.
+const duplicateNote = "Opened by a release that ran beside another one, whose pull request is "
+
+// onlyOne closes all but the first of the branch's open pull requests: a forge may open
+// two when it is asked twice at the same moment, as Gitea does. Whoever opened the later
+// one sees both.
+func (p *Proposer) onlyOne(ctx context.Context, pr forge.PullRequest) (forge.PullRequest, error) {
+	var open []forge.PullRequest
+	err := p.ask(ctx, "find open pull requests", func() (err error) {
+		open, err = p.Forge.FindPullRequests(ctx, forge.Query{Head: pr.Head, Base: pr.Base, State: forge.Open})
+		return err
+	})
+	if err != nil || len(open) < 2 {
+		return pr, err
+	}
+	first := slices.MinFunc(open, byNumber)
+	for _, other := range open {
+		if other.Number == first.Number {
+			continue
+		}
+		note := duplicateNote + first.URL
+		err := p.ask(ctx, "close duplicate", func() error {
+			if _, err := p.Forge.UpdatePullRequest(ctx, other.Number, forge.Change{Body: &note}); err != nil {
+				return err
+			}
+			return p.Forge.ClosePullRequest(ctx, other.Number)
+		})
+		if err != nil {
+			return pr, err
+		}
+	}
+	return first, p.ask(ctx, "update pull request", func() (err error) {
+		first, err = p.Forge.UpdatePullRequest(ctx, first.Number, forge.Change{Title: &pr.Title, Body: &pr.Body})
+		return err
+	})
+}
+
+func byNumber(a, b forge.PullRequest) int { return cmp.Compare(a.Number, b.Number) }
 
 // known waits until the forge knows the branch at the commit: it takes a push in first,
 // and enters it into its database a moment later.

@@ -352,13 +352,42 @@ func TestForgeThatFailsIsAskedAgain(t *testing.T) {
 	}
 }
 
+// Two runs open a pull request at the same moment: one stays, and the other is nobody's
+// rejection.
+func TestOfTwoPullRequestsOneIsClosed(t *testing.T) {
+	w := newWorld(t)
+	w.forge.opensTwo = true
+	w.forge.before = func(call string) error {
+		if call == "open" && len(w.forge.pulls) == 0 {
+			w.forge.pulls = append(w.forge.pulls, forge.PullRequest{
+				Number: 1, Title: "the other run's", Head: branch, Base: "main", State: forge.Open, URL: "https://git.example.com/pulls/1",
+			})
+		}
+		return nil
+	}
+	result := w.propose(t, request(57))
+	if open := w.forge.open(); len(open) != 1 || open[0].Number != 1 || result.Number != 1 {
+		t.Fatalf("open are %+v, and the result is %+v", open, result)
+	}
+	w.wantProposal(t, 57)
+	if closed := w.forge.pulls[1]; closed.State != forge.Closed || request(57).named(closed.Body) {
+		t.Errorf("the second pull request is %+v", closed)
+	}
+	writes := w.forge.writes
+	if again := w.propose(t, request(57)); again.Number != 1 || w.forge.writes != writes {
+		t.Errorf("repeated, it ends in %+v after %d more writes", again, w.forge.writes-writes)
+	}
+	w.propose(t, request(58))
+	w.wantProposal(t, 58)
+}
+
 func TestForgeThatStaysAwayIsNamedWhenPatienceEnds(t *testing.T) {
 	w := newWorld(t)
 	w.forge.before = func(string) error { return forge.FromHTTP("list pull requests", 503, 0, errors.New("maintenance")) }
 	p := w.proposer()
-	p.Patience = 300 * time.Millisecond
+	p.Patience = 3 * time.Second
 	_, err := p.Propose(t.Context(), request(57))
-	if !errors.Is(err, forge.Unavailable) || !strings.Contains(err.Error(), "not done within 300ms") || !strings.Contains(err.Error(), "maintenance") {
+	if !errors.Is(err, forge.Unavailable) || !strings.Contains(err.Error(), "not done within 3s") || !strings.Contains(err.Error(), "maintenance") {
 		t.Errorf("error is %v", err)
 	}
 }

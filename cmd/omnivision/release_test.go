@@ -1,0 +1,74 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// sourceCheckout is a repository with what a release reads of its source, and one commit.
+func sourceCheckout(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, path := range []string{"conveyor/apps.yaml", "conveyor/exceptions.yaml"} {
+		content, err := os.ReadFile(filepath.Join("../..", path))
+		must(t, err)
+		must(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, path)), 0o755))
+		must(t, os.WriteFile(filepath.Join(dir, path), content, 0o600))
+	}
+	must(t, os.CopyFS(filepath.Join(dir, "omnivision-gitops"), os.DirFS("../../omnivision-gitops")))
+	for _, args := range [][]string{{"init", "-q", "-b", "main"}, {"add", "-A"}, {"commit", "-q", "-m", "a source"}} {
+		cmd := exec.Command("git", args...)
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@example.com", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@example.com")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("git %v: %v\n%s", args, err, out)
+		}
+	}
+	return dir
+}
+
+func TestReleaseSaysWhatItLacks(t *testing.T) {
+	t.Setenv(forgeTokenVariable, "")
+	dir := sourceCheckout(t)
+	for name, test := range map[string]struct {
+		args []string
+		code int
+		want string
+	}{
+		"an app":            {[]string{"release", "--source", dir}, exitFailed, `"app" not set`},
+		"a known app":       {[]string{"release", "--source", dir, "--app", "omnivision-wroker"}, exitUsage, "it has omnivision-worker, omnivision-ui"},
+		"a checkout":        {[]string{"scan", "--source", t.TempDir(), "--app", "omnivision-ui"}, exitFailed, "no Git checkout"},
+		"a token":           {[]string{"release", "--source", dir, "--app", "omnivision-ui"}, exitUsage, forgeTokenVariable + " is not set"},
+		"a known output":    {[]string{"build", "--source", dir, "--app", "omnivision-ui", "-o", "xml"}, exitUsage, "use text or json"},
+		"a BuildKit daemon": {[]string{"build", "--source", dir, "--app", "omnivision-ui", "--evidence", t.TempDir(), "--buildkit", "unix:///nowhere.sock"}, exitFailed, "run the same command again"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, code, err := command(t, test.args...)
+			if err == nil || code != test.code || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("exit code %d, want %d: %v, want %q\n%s", code, test.code, err, test.want, out)
+			}
+		})
+	}
+}
+
+func TestReleaseRefusesAWorkingTreeWithChanges(t *testing.T) {
+	dir := sourceCheckout(t)
+	edit(t, filepath.Join(dir, "conveyor/apps.yaml"), "platforms: [linux/amd64, linux/arm64]", "platforms: [linux/amd64]")
+	_, code, err := command(t, "build", "--source", dir, "--app", "omnivision-ui", "--evidence", t.TempDir())
+	if code != exitUsage || err == nil || !strings.Contains(err.Error(), "commit or stash") {
+		t.Errorf("exit code %d: %v", code, err)
+	}
+}
+
+func TestAppsOfTheTreeComplete(t *testing.T) {
+	out, _, err := command(t, "__complete", "release", "--source", sourceCheckout(t), "--app", "")
+	must(t, err)
+	for _, app := range []string{"omnivision-worker", "omnivision-ui"} {
+		if !strings.Contains(out, app) {
+			t.Errorf("completion lacks %s:\n%s", app, out)
+		}
+	}
+}
