@@ -121,23 +121,21 @@ func testKilledArgoCD(t *testing.T) {
 }
 
 // testDeletedCRD takes a CRD away that `up` installed before Argo CD ran: that Git brings
-// it as well shows only once it is missing.
+// it as well shows only once it is missing. A CRD carries no mark of an Application, so
+// Argo CD learns of its end, and of its health, only when it compares again: every three
+// minutes, or when it is asked to.
 func testDeletedCRD(t *testing.T) {
 	const cluster, crd = "cluster-aws", "serverstransporttcps.traefik.io"
 	before := kubectl(t, cluster, "get", "crd", crd, "-o", "jsonpath={.metadata.uid}")
 	kubectl(t, cluster, "delete", "crd", crd)
-	// A CRD carries no mark of an Application, so Argo CD learns of its end only when it
-	// compares again: every three minutes, or when it is asked to.
-	kubectl(t, cluster, "annotate", "application", "crds", "-n", "argocd", "argocd.argoproj.io/refresh=normal")
 	eventually(t, "Argo CD brings the CRD back", 3*time.Minute, func() error {
-		uid, err := try(t, "kubectl", "--cluster", cluster, "--", "get", "crd", crd, "-o", "jsonpath={.metadata.uid}")
-		if err != nil {
-			return fmt.Errorf("%w: %s", err, uid)
+		if err := healthy(t); err == nil {
+			if uid, err := try(t, "kubectl", "--cluster", cluster, "--", "get", "crd", crd, "-o", "jsonpath={.metadata.uid}"); err == nil && uid != before {
+				return nil
+			}
 		}
-		if uid == before {
-			return errors.New("it is still the old one")
-		}
-		return healthy(t)
+		kubectl(t, cluster, "annotate", "application", "crds", "-n", "argocd", "argocd.argoproj.io/refresh=normal", "--overwrite")
+		return errors.New("it is not there, or not healthy")
 	})
 }
 
