@@ -236,4 +236,5 @@ require (
 	sigs.k8s.io/structured-merge-diff/v6 v6.4.2 // indirect
 )
 
+// As Kubernetes has it: client-go imports it, and would be compiled twice otherwise.
 replace github.com/fxamacker/cbor/v2 => github.com/fxamacker/cbor/v2 v2.9.1

@@ -127,7 +127,7 @@ func TestEnginesShareClientGo(t *testing.T) {
 		for _, module := range []string{
 			"k8s.io/client-go", "k8s.io/api", "k8s.io/apimachinery", "k8s.io/klog/v2", "k8s.io/kube-openapi", "k8s.io/utils",
 			"sigs.k8s.io/json", "sigs.k8s.io/structured-merge-diff/v6", "github.com/go-openapi/swag", "github.com/google/gnostic-models",
-			"golang.org/x/net", "golang.org/x/sys", "golang.org/x/text", "golang.org/x/oauth2", "google.golang.org/protobuf",
+			"github.com/fxamacker/cbor/v2", "golang.org/x/net", "golang.org/x/sys", "golang.org/x/text", "golang.org/x/oauth2", "google.golang.org/protobuf",
 		} {
 			for _, engine := range group[1:] {
 				if want := versions[group[0]][module]; versions[engine][module] != want {
@@ -156,6 +156,9 @@ func ownVersions(t *testing.T) Versions {
 	versions := Versions{}
 	for _, r := range mod.Require {
 		versions[r.Mod.Path] = r.Mod.Version
+	}
+	for _, r := range mod.Replace {
+		versions[r.Old.Path] = r.New.Version
 	}
 	return versions
 }
