@@ -74,10 +74,12 @@ update: ## rewrite golden files and generated documents
 	$(GO) test ./fleet ./plan/report ./localfleet/argocd -update
 
 .PHONY: lint
-lint: ## formatting, vet, shellcheck
+lint: ## formatting, vet, staticcheck, shellcheck
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo 'run gofmt -w on these files' >&2; exit 1; }
 	$(SAMEENV) $(GO) vet ./...
 	$(SAMEENV) $(GO) vet -tags e2e ./test/...
+	$(SAMEENV) $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+	$(SAMEENV) $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 -tags e2e ./test/...
 	shellcheck .ci/run $$(git ls-files '*.sh')
 
 .PHONY: clean

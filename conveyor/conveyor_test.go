@@ -80,12 +80,12 @@ func (w *world) stages() []Stage {
 	}
 }
 
-func (w *world) run(t *testing.T, store Store, until string) ([]Outcome, error, *watcher) {
+func (w *world) run(t *testing.T, store Store, until string) ([]Outcome, *watcher, error) {
 	t.Helper()
 	w.ran = nil
 	seen := &watcher{}
 	outcomes, err := Belt{Subject: subject, Stages: w.stages(), Store: store, Watcher: seen}.Run(t.Context(), until)
-	return outcomes, err, seen
+	return outcomes, seen, err
 }
 
 func wantRan(t *testing.T, w *world, names ...string) {
@@ -97,11 +97,11 @@ func wantRan(t *testing.T, w *world, names ...string) {
 
 func TestSecondRunSkipsWhatIsDoneAndStillHolds(t *testing.T) {
 	w, store := &world{image: "sha256:1"}, Store{t.TempDir()}
-	if _, err, _ := w.run(t, store, ""); err != nil {
+	if _, _, err := w.run(t, store, ""); err != nil {
 		t.Fatal(err)
 	}
 	wantRan(t, w, "build", "sign", "propose")
-	outcomes, err, seen := w.run(t, store, "")
+	outcomes, seen, err := w.run(t, store, "")
 	if err != nil || len(outcomes) != 3 || !outcomes[0].Kept || !outcomes[1].Kept || outcomes[2].Kept {
 		t.Errorf("outcomes are %+v, %v", outcomes, err)
 	}
@@ -113,11 +113,11 @@ func TestSecondRunSkipsWhatIsDoneAndStillHolds(t *testing.T) {
 
 func TestStageIsDoneAgainWhenTheWorldLostItsResult(t *testing.T) {
 	w, store := &world{image: "sha256:1"}, Store{t.TempDir()}
-	if _, err, _ := w.run(t, store, ""); err != nil {
+	if _, _, err := w.run(t, store, ""); err != nil {
 		t.Fatal(err)
 	}
 	w.image = "sha256:2"
-	_, err, seen := w.run(t, store, "")
+	_, seen, err := w.run(t, store, "")
 	if err != nil || w.signed != "sha256:2" {
 		t.Errorf("signed %s, %v", w.signed, err)
 	}
@@ -130,14 +130,14 @@ func TestStageIsDoneAgainWhenTheWorldLostItsResult(t *testing.T) {
 
 func TestFailedStageStopsTheBeltAndTheNextRunGoesOnThere(t *testing.T) {
 	w, store := &world{image: "sha256:1", fail: map[string]error{"sign": errors.New("no identity")}}, Store{t.TempDir()}
-	outcomes, err, _ := w.run(t, store, "")
+	outcomes, _, err := w.run(t, store, "")
 	var stage *StageError
 	if !errors.As(err, &stage) || stage.Stage != "sign" || err.Error() != `stage "sign": no identity` || len(outcomes) != 1 {
 		t.Errorf("outcomes are %+v, error %v", outcomes, err)
 	}
 	wantRan(t, w, "build", "sign")
 	w.fail = nil
-	if _, err, _ := w.run(t, store, ""); err != nil {
+	if _, _, err := w.run(t, store, ""); err != nil {
 		t.Fatal(err)
 	}
 	wantRan(t, w, "sign", "propose")
@@ -145,11 +145,11 @@ func TestFailedStageStopsTheBeltAndTheNextRunGoesOnThere(t *testing.T) {
 
 func TestBeltStopsWhereItIsTold(t *testing.T) {
 	w, store := &world{image: "sha256:1"}, Store{t.TempDir()}
-	if _, err, _ := w.run(t, store, "build"); err != nil {
+	if _, _, err := w.run(t, store, "build"); err != nil {
 		t.Fatal(err)
 	}
 	wantRan(t, w, "build")
-	if _, err, _ := w.run(t, store, "deploy"); err == nil || err.Error() != `there is no stage "deploy"; there are build, sign, propose` {
+	if _, _, err := w.run(t, store, "deploy"); err == nil || err.Error() != `there is no stage "deploy"; there are build, sign, propose` {
 		t.Errorf("error is %v", err)
 	}
 }
@@ -173,7 +173,7 @@ func TestCancelledRunStartsNoFurtherStage(t *testing.T) {
 // A kill leaves a temporary file, half a file of an older program, or nothing.
 func TestWhatAKillLeavesInTheStoreCountsAsNothing(t *testing.T) {
 	w, store := &world{image: "sha256:1"}, Store{t.TempDir()}
-	if _, err, _ := w.run(t, store, ""); err != nil {
+	if _, _, err := w.run(t, store, ""); err != nil {
 		t.Fatal(err)
 	}
 	path := store.path(subject, "sign")
@@ -192,7 +192,7 @@ func TestWhatAKillLeavesInTheStoreCountsAsNothing(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(filepath.Dir(path), ".new-123"), whole[:10], 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err, _ := w.run(t, store, ""); err != nil {
+	if _, _, err := w.run(t, store, ""); err != nil {
 		t.Fatal(err)
 	}
 	wantRan(t, w, "sign", "propose")

@@ -242,9 +242,11 @@ func TestTheUIAnswersForAWorkerThatDoesNot(t *testing.T) {
 		status int
 	}{
 		"it is not a worker": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503); _, _ = io.WriteString(w, "<html>") }, 502},
-		"it redirects":       {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://elsewhere.invalid/", 307) }, 502},
-		"it is silent":       {silence, 504},
-		"it hangs up":        {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 502},
+		"it redirects": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://elsewhere.invalid/", http.StatusTemporaryRedirect)
+		}, 502},
+		"it is silent": {silence, 504},
+		"it hangs up":  {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 502},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

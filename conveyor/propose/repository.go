@@ -252,19 +252,16 @@ func (r *repository) ours(ctx context.Context, v *view) error {
 	if v.head == "" || v.latest.State == forge.Merged && v.latest.HeadSHA == v.head {
 		return nil
 	}
-	out, err := r.git.Run(ctx, "log", "--first-parent", "--no-merges", "-z", "--max-count=100",
-		"--format=%H%x00%(trailers:key="+releaseTrailer+",valueonly,separator=%x2C)", v.head, "^"+v.base)
+	out, err := r.git.Run(ctx, "log", "--first-parent", "--no-merges", "--max-count=1",
+		"--format=%H %(trailers:key="+releaseTrailer+",valueonly,separator=%x2C)", v.head, "^"+v.base)
 	if err != nil {
 		return err
 	}
-	fields := strings.Split(strings.TrimSuffix(out, "\x00"), "\x00")
-	for ; len(fields) >= 2; fields = fields[2:] {
-		if fields[1] != "" {
-			return nil
-		}
-		return fmt.Errorf("%w: %s on %s was made by no release; merge or delete the branch", ErrForeign, short(fields[0]), v.branch)
+	commit, release, _ := strings.Cut(strings.TrimSpace(out), " ")
+	if commit != "" && release == "" {
+		return fmt.Errorf("%w: %s on %s was made by no release; merge or delete the branch", ErrForeign, short(commit), v.branch)
 	}
-	return nil // it has nothing that the base has not
+	return nil // it is a release's, or has nothing that the base has not
 }
 
 // push moves the branch, provided that it is where it was.

@@ -197,7 +197,7 @@ func (s Scanner) image(ctx context.Context, target Target) (Image, []Finding, er
 		return Image{}, nil, fmt.Errorf("its base, %s %s, is out of support: nobody publishes what is wrong with it; move to a supported release", plain(os.Family), plain(os.Name))
 	}
 	if parsed.Packages() == 0 {
-		return Image{}, nil, errors.New("Trivy recognised no package in it, and what it cannot look into it cannot call clean; build it so that the programs keep their build information, or on a base whose packages Trivy knows")
+		return Image{}, nil, errors.New("no package was recognised in it, and what Trivy cannot look into it cannot call clean; build it so that the programs keep their build information, or on a base whose packages Trivy knows")
 	}
 	if _, err := s.run(ctx, dir, "convert", "--format", "cyclonedx", "--output", sbomFile, reportFile); err != nil {
 		return Image{}, nil, fmt.Errorf("making the SBOM: %w", err)
@@ -289,7 +289,7 @@ const maxReport = 128 << 20
 func readLimited(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("Trivy left no report: %w", err)
+		return nil, fmt.Errorf("reading the report, which Trivy should have left: %w", err)
 	}
 	defer f.Close() //nolint:errcheck // only read
 	data, err := io.ReadAll(io.LimitReader(f, maxReport+1))

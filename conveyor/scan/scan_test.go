@@ -231,7 +231,7 @@ func TestScanFailsClosed(t *testing.T) {
 		"the report is of another schema":   {answers: answers{Reports: map[string]string{amd64: `{"SchemaVersion":3}`}}, want: "its schema is 3"},
 		"a severity is none":                {answers: answers{Reports: map[string]string{amd64: report("SEVERE")}}, want: `the severity "SEVERE"`},
 		"a finding names no package":        {answers: answers{Reports: map[string]string{amd64: strings.ReplaceAll(report(Low), "PkgName", "Other")}}, want: "no package"},
-		"nothing was recognised":            {answers: answers{Reports: map[string]string{amd64: `{"SchemaVersion":2}`}}, want: "recognised no package"},
+		"nothing was recognised":            {answers: answers{Reports: map[string]string{amd64: `{"SchemaVersion":2}`}}, want: "no package was recognised"},
 		"the base is out of support":        {answers: answers{Reports: map[string]string{amd64: `{"SchemaVersion":2,"Metadata":{"OS":{"Family":"alpine","Name":"3.9.4","EOSL":true}}}`}}, want: "alpine 3.9.4, is out of support"},
 		"there is no image":                 {targets: []Target{}, want: "no image to scan"},
 		"a tag is named":                    {targets: []Target{{"linux/amd64", "example.com/worker:1"}}, want: "only a digest is scanned"},

@@ -147,7 +147,7 @@ func (r Release) capabilities() (*common.Capabilities, error) {
 	}
 	version, err := common.ParseKubeVersion(r.KubeVersion)
 	if err != nil {
-		return nil, fmt.Errorf("Kubernetes version %q: %w", r.KubeVersion, err)
+		return nil, fmt.Errorf("reading the Kubernetes version %q: %w", r.KubeVersion, err)
 	}
 	capabilities := common.DefaultCapabilities.Copy()
 	capabilities.KubeVersion = *version

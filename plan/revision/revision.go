@@ -52,7 +52,7 @@ func (r *Repository) Resolve(ctx context.Context, rev string) (string, error) {
 		if ctx.Err() != nil {
 			return "", ctx.Err()
 		}
-		return "", fmt.Errorf("Git knows no commit %q here: check its spelling, or run `git fetch` first", rev)
+		return "", fmt.Errorf("no commit %q is known here: check its spelling, or run `git fetch` first", rev)
 	}
 	return strings.TrimSpace(string(out)), nil
 }

@@ -20,7 +20,7 @@ import (
 
 // machine is what a fleet could leave behind.
 type machine struct {
-	mounts, interfaces, namespaces, rules, listeners []string
+	mounts, interfaces, namespaces, rules []string
 }
 
 // look lists it.
