@@ -46,10 +46,10 @@ TESTENV = engines=$$($(BIN) engines path --cache $(CACHE)); \
 .PHONY: test
 test: engines ## unit, golden and integration tests, against real servers, and race-light
 	$(TESTENV) $(SAMEENV) $(GOTEST) -timeout 30m ./...
-	$(TESTENV) CGO_ENABLED=1 $(GOTEST) $(RACEFLAGS) -timeout 30m $(RACELIGHT)
+	$(TESTENV) $(RACETEST) -timeout 30m $(RACELIGHT)
 
 # NVML's functions are looked up when they are called, not when the program starts.
-RACEFLAGS := -race -ldflags=-extldflags=-Wl,-z,lazy
+RACETEST = CGO_ENABLED=1 $(GOTEST) -race -ldflags=-extldflags=-Wl,-z,lazy
 
 # What runs goroutines of its own and does not import the Kubernetes libraries,
 # which take as long to compile for the race detector as all else together.
@@ -58,7 +58,7 @@ RACELIGHT := ./worker/... ./ui/... ./cmd/worker ./cmd/ui ./forge/... \
 
 .PHONY: race
 race: engines ## all tests under the race detector
-	$(TESTENV) CGO_ENABLED=1 $(GOTEST) $(RACEFLAGS) -timeout 60m ./...
+	$(TESTENV) $(RACETEST) -timeout 60m ./...
 
 .PHONY: e2e
 e2e: build ## the fleet from nothing, broken on purpose, and taken away again

@@ -29,6 +29,11 @@ func Applications(tree fs.FS, cluster Cluster) ([]Application, error) {
 	if err != nil {
 		return nil, err
 	}
+	return ParseApplications(objects)
+}
+
+// ParseApplications reads the Applications among objects, in their order.
+func ParseApplications(objects []*unstructured.Unstructured) ([]Application, error) {
 	var apps []Application
 	for _, o := range objects {
 		if !IsApplication(o) {

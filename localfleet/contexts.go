@@ -166,7 +166,8 @@ func (f *Fleet) checkCloud(ctx context.Context, described fleet.Cluster) error {
 	return nil
 }
 
-// fetchUpstream fetches the repositories that Argo CD and the CRDs are installed from.
+// fetchUpstream fetches the repositories that the tree names: Argo CD and the CRDs are
+// installed from them.
 func (f *Fleet) fetchUpstream(ctx context.Context, report func(string)) error {
 	repos, err := mirror.Repositories(os.DirFS(filepath.Join(f.Source, treeDir)))
 	if err != nil {
@@ -175,9 +176,14 @@ func (f *Fleet) fetchUpstream(ctx context.Context, report func(string)) error {
 	maker := mirror.New(os.TempDir(), f.Offline)
 	for _, repo := range repos {
 		report(repo.Name())
-		if _, err := maker.Build(ctx, repo, f.mirrorDir()); err != nil {
+		result, err := maker.Build(ctx, repo, f.mirrorDir())
+		if err != nil {
 			return err
 		}
+		if result.Substitute {
+			f.substitute("repository "+repo.URL, result.Origin)
+		}
+		f.mirrors = append(f.mirrors, mirrored{repo, result.Dir})
 	}
 	return nil
 }

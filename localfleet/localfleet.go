@@ -23,6 +23,7 @@ import (
 	"github.com/omnivision/omnivision/localfleet/engine"
 	"github.com/omnivision/omnivision/localfleet/gitea"
 	"github.com/omnivision/omnivision/localfleet/image"
+	"github.com/omnivision/omnivision/localfleet/mirror"
 	"github.com/omnivision/omnivision/localfleet/process"
 	"github.com/omnivision/omnivision/localfleet/topology"
 	"golang.org/x/sys/unix"
@@ -61,8 +62,15 @@ type Fleet struct {
 	// What the steps of Up hand on to later ones.
 	forge       *gitea.Server
 	made        []*image.Image
+	mirrors     []mirrored
 	releases    map[string]fleet.Release // by image repository
 	substitutes substitutes
+}
+
+// mirrored is an upstream repository, and its bare copy on this machine.
+type mirrored struct {
+	repo mirror.Repo
+	dir  string
 }
 
 // treeDir is where a checkout keeps the GitOps tree.

@@ -175,29 +175,16 @@ func (f *Fleet) releasedTree() (string, error) {
 
 // pushMirrors brings the upstream repositories that the tree names to the forge.
 func (f *Fleet) pushMirrors(ctx context.Context, report func(string)) error {
-	tree := os.DirFS(filepath.Join(f.Source, treeDir))
-	repos, err := mirror.Repositories(tree)
-	if err != nil {
-		return err
-	}
-	maker := mirror.New(os.TempDir(), f.Offline)
-	for _, repo := range repos {
-		report(repo.Name())
-		result, err := maker.Build(ctx, repo, f.mirrorDir())
-		if err != nil {
-			return err
-		}
-		if result.Substitute {
-			f.substitute("repository "+repo.URL, result.Origin)
-		}
-		target := repositoryOf(repo.URL)
+	for _, m := range f.mirrors {
+		report(m.repo.Name())
+		target := repositoryOf(m.repo.URL)
 		if err := f.forge.EnsureOrganisation(ctx, target.Owner); err != nil {
 			return err
 		}
 		if err := f.forge.EnsureRepository(ctx, target, gitea.Mirror); err != nil {
 			return err
 		}
-		if err := f.forge.PushRepository(ctx, result.Dir, target); err != nil {
+		if err := f.forge.PushRepository(ctx, m.dir, target); err != nil {
 			return err
 		}
 	}

@@ -2,19 +2,17 @@ package localfleet
 
 import (
 	"archive/tar"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
-	"os/exec"
 	"strings"
 	"testing/fstest" // the one in-memory fs.FS of the standard library
 	"time"
 
 	"github.com/omnivision/omnivision/fleet"
+	"github.com/omnivision/omnivision/internal/git"
 )
 
 // forgeTree reads the GitOps tree as the forge has it now: what the clusters
@@ -34,15 +32,12 @@ func (f *Fleet) forgeTree(ctx context.Context) (fs.FS, error) {
 // archive reads the files of a bare repository at a revision, all or those below the
 // given directories.
 func archive(ctx context.Context, bare, revision string, dirs ...string) (fs.FS, error) {
-	cmd := exec.CommandContext(ctx, "git", append([]string{"--git-dir", bare, "archive", "--format=tar", revision, "--"}, dirs...)...)
-	cmd.Env = append(os.Environ(), "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*")
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
+	own := git.Clean(bare, git.Settings(git.Setting{Key: "safe.directory", Value: "*"})...)
+	out, err := own.Run(ctx, append([]string{"archive", "--format=tar", revision, "--"}, dirs...)...)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
+		return nil, err
 	}
-	return untar(bytes.NewReader(out))
+	return untar(strings.NewReader(out))
 }
 
 // untar reads regular files; a GitOps tree has no others.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/omnivision/omnivision/localfleet/preflight"
 	"github.com/spf13/cobra"
@@ -42,12 +43,7 @@ func newDoctorCommand() *cobra.Command {
 
 func printResults(cmd *cobra.Command, results []preflight.Result, output string) error {
 	if output == "json" {
-		data, err := json.MarshalIndent(results, "", "  ")
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s\n", data)
-		return err
+		return printJSON(cmd.OutOrStdout(), results)
 	}
 	for _, result := range results {
 		mark := "ok  "
@@ -60,6 +56,16 @@ func printResults(cmd *cobra.Command, results []preflight.Result, output string)
 		}
 	}
 	return nil
+}
+
+// printJSON writes a value as an indented document.
+func printJSON(out io.Writer, value any) error {
+	data, err := json.MarshalIndent(value, "", "  ")
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "%s\n", data)
+	return err
 }
 
 // outputFlag adds --output with its two values.

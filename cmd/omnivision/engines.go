@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -84,9 +83,7 @@ func newEnginesListCommand(o *enginesOptions) *cobra.Command {
 			}
 			switch format {
 			case "json":
-				e := json.NewEncoder(cmd.OutOrStdout())
-				e.SetIndent("", "  ")
-				return e.Encode(list)
+				return printJSON(cmd.OutOrStdout(), list)
 			case "table":
 				return printEngines(cmd.OutOrStdout(), list)
 			}

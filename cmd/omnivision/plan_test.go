@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +19,13 @@ func gitopsTree(t *testing.T) string {
 	for _, file := range []string{"omnivision-worker/cluster-aws", "omnivision-worker/cluster-gcp", "omnivision-ui/cluster-aws", "omnivision-ui/cluster-gcp"} {
 		edit(t, filepath.Join(dir, "apps", file+".yaml"), `digest: ""`, `digest: "sha256:`+strings.Repeat("1", 64)+`"`)
 	}
+	commitAll(t, dir)
+	return dir
+}
+
+// commitAll makes a repository of a directory, with one commit.
+func commitAll(t *testing.T, dir string) {
+	t.Helper()
 	for _, args := range [][]string{{"init", "-q", "-b", "main"}, {"add", "-A"}, {"commit", "-q", "-m", "a tree"}} {
 		cmd := exec.Command("git", args...)
 		cmd.Dir = dir
@@ -28,7 +34,6 @@ func gitopsTree(t *testing.T) string {
 			t.Fatalf("git %v: %v\n%s", args, err, out)
 		}
 	}
-	return dir
 }
 
 func edit(t *testing.T, file, old, new string) {
@@ -45,22 +50,7 @@ func edit(t *testing.T, file, old, new string) {
 // planned runs the command and returns its output and the exit code.
 func planned(t *testing.T, args ...string) (string, int, error) {
 	t.Helper()
-	root := newRootCommand()
-	var out bytes.Buffer
-	root.SetOut(&out)
-	root.SetArgs(append([]string{"plan"}, args...))
-	err := root.ExecuteContext(t.Context())
-	var coded codedError
-	var exited exitedError
-	switch {
-	case err == nil:
-		return out.String(), 0, nil
-	case errors.As(err, &exited):
-		return out.String(), exited.code, err
-	case errors.As(err, &coded):
-		return out.String(), coded.code, err
-	}
-	return out.String(), exitFailed, err
+	return command(t, append([]string{"plan"}, args...)...)
 }
 
 func TestPlanExitCodes(t *testing.T) {

@@ -128,18 +128,10 @@ func (f *releaseFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.plainHTTP, "plain-http", false, "speak HTTP to the registries")
 	flags.StringVar(&f.forgeCA, "forge-ca", "", "file of further certificate authorities of the forge")
 	flags.DurationVar(&f.timeout, "timeout", time.Hour, "give up after this time")
-	flags.StringVarP(&f.output, "output", "o", "text", "text or json")
 	f.trust.add(cmd)
-	flags.StringVar(&f.trust.key, "key", "", "private key to sign with where no Sigstore can be reached (PEM, PKCS #8, P-256)")
+	outputFlag(cmd, &f.output)
 	cobra.CheckErr(cmd.MarkFlagRequired("app"))
-	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp)))
 	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("app", f.completeApps))
-	cmd.PreRunE = func(*cobra.Command, []string) error {
-		if f.output != "text" && f.output != "json" {
-			return codedError{exitUsage, fmt.Errorf("--output is %q: use text or json", f.output)}
-		}
-		return nil
-	}
 }
 
 func (f *releaseFlags) completeApps(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
@@ -346,9 +338,7 @@ func (f *releaseFlags) show(out io.Writer, subject conveyor.Subject, outcomes []
 		for _, o := range outcomes {
 			shown.Stages = append(shown.Stages, shownStage{o.Stage, o.Kept, o.Took.Seconds(), o.Result})
 		}
-		encoder := json.NewEncoder(out)
-		encoder.SetIndent("", "  ")
-		return encoder.Encode(shown)
+		return printJSON(out, shown)
 	}
 	fmt.Fprintf(out, "%s %s of %s\n", subject.App, subject.Version, subject.Commit)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)

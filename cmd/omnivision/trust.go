@@ -33,6 +33,7 @@ func (f *trustFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.trustedRoot, "trusted-root", "", "trusted_root.json of the Sigstore that signs without a key")
 	flags.StringVar(&f.signingConfig, "signing-config", "", "signing_config.json: where that Sigstore's services are")
+	flags.StringVar(&f.key, "key", "", "private key to sign with where no Sigstore can be reached (PEM, PKCS #8, P-256)")
 	flags.StringVar(&f.tokenFile, "identity-token", "", "file with the job's OIDC token (default: SIGSTORE_ID_TOKEN, or GitHub Actions)")
 }
 
@@ -131,8 +132,11 @@ func actionsToken(ctx context.Context, address, bearer string) (string, error) {
 	if resp.StatusCode != http.StatusOK {
 		return "", fmt.Errorf("asking for the job's identity token: the answer is %s; the job needs the permission id-token: write", resp.Status)
 	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&answer); err != nil || answer.Value == "" {
-		return "", fmt.Errorf("asking for the job's identity token: the answer holds none: %w", err)
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&answer); err != nil {
+		return "", fmt.Errorf("reading the job's identity token: %w", err)
+	}
+	if answer.Value == "" {
+		return "", errors.New("asking for the job's identity token: the answer holds none")
 	}
 	return answer.Value, nil
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -89,20 +88,15 @@ func (f *verifyFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.key, "key", "", "public key that must have signed instead (PEM)")
 	flags.BoolVar(&f.plainHTTP, "plain-http", false, "speak HTTP to the registry")
 	flags.DurationVar(&f.timeout, "timeout", time.Minute, "give up after this time")
-	flags.StringVarP(&f.output, "output", "o", "text", "text or json")
-	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp)))
 	cmd.MarkFlagsMutuallyExclusive("key", "trusted-root")
 	cmd.MarkFlagsMutuallyExclusive("key", "identity")
 	cmd.PreRunE = func(*cobra.Command, []string) error {
-		keyless := f.trustedRoot != "" && f.subject != "" && f.issuer != ""
-		switch {
-		case f.output != "text" && f.output != "json":
-			return codedError{exitUsage, fmt.Errorf("--output is %q: use text or json", f.output)}
-		case f.key == "" && !keyless:
+		if keyless := f.trustedRoot != "" && f.subject != "" && f.issuer != ""; f.key == "" && !keyless {
 			return codedError{exitUsage, errors.New("say whom to trust: --trusted-root with --identity and --issuer, or --key")}
 		}
 		return nil
 	}
+	outputFlag(cmd, &f.output)
 }
 
 func (f *verifyFlags) policy() (verify.Policy, error) {
@@ -221,9 +215,7 @@ func (f *verifyFlags) resolve(image string, options []remote.Option) (name.Diges
 
 func (f *verifyFlags) show(out io.Writer, v verified) error {
 	if f.output == "json" {
-		encoder := json.NewEncoder(out)
-		encoder.SetIndent("", "  ")
-		return encoder.Encode(v)
+		return printJSON(out, v)
 	}
 	for _, image := range append([]verified{v}, v.Platforms...) {
 		if err := image.print(out); err != nil {

@@ -2,12 +2,7 @@ package main
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"io"
 	"log"
@@ -25,6 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"github.com/omnivision/omnivision/conveyor/sign"
+	"github.com/omnivision/omnivision/conveyor/sign/signtest"
 )
 
 func must(t *testing.T, err error) {
@@ -37,16 +33,11 @@ func must(t *testing.T, err error) {
 // keyPair writes a key and its public part, and returns their files.
 func keyPair(t *testing.T) (private, public string) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	must(t, err)
-	pub, err := x509.MarshalPKIXPublicKey(key.Public())
-	must(t, err)
+	key, pub := signtest.Key(t)
 	dir := t.TempDir()
 	private, public = filepath.Join(dir, "key.pem"), filepath.Join(dir, "key.pub")
-	must(t, os.WriteFile(private, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
-	must(t, os.WriteFile(public, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pub}), 0o600))
+	must(t, os.WriteFile(private, key, 0o600))
+	must(t, os.WriteFile(public, pub, 0o600))
 	return private, public
 }
 
@@ -95,9 +86,12 @@ func command(t *testing.T, args ...string) (string, int, error) {
 	root.SetArgs(args)
 	err := root.ExecuteContext(t.Context())
 	var coded codedError
+	var exited exitedError
 	switch {
 	case err == nil:
 		return out.String(), 0, nil
+	case errors.As(err, &exited):
+		return out.String(), exited.code, err
 	case errors.As(err, &coded):
 		return out.String(), coded.code, err
 	}

@@ -2,12 +2,7 @@ package release
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"io"
 	"log"
@@ -32,6 +27,7 @@ import (
 	"github.com/omnivision/omnivision/conveyor/propose"
 	"github.com/omnivision/omnivision/conveyor/scan"
 	"github.com/omnivision/omnivision/conveyor/sign"
+	"github.com/omnivision/omnivision/conveyor/sign/signtest"
 	"github.com/omnivision/omnivision/conveyor/source"
 	"github.com/omnivision/omnivision/conveyor/verify"
 	"github.com/omnivision/omnivision/fleet"
@@ -166,11 +162,8 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	check(t, err)
-	der, err := x509.MarshalPKCS8PrivateKey(private)
-	check(t, err)
-	signer, err := sign.WithKey(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	private, _ := signtest.Key(t)
+	signer, err := sign.WithKey(private)
 	check(t, err)
 	s := &site{
 		t: t, dir: t.TempDir(), store: conveyor.Store{Dir: t.TempDir()}, signer: signer,

@@ -23,6 +23,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"github.com/omnivision/omnivision/conveyor/referrers"
+	"github.com/omnivision/omnivision/conveyor/sign/signtest"
 	"github.com/omnivision/omnivision/conveyor/verify"
 )
 
@@ -92,18 +93,10 @@ func (s *site) counting(h http.Handler) http.Handler {
 	})
 }
 
-func newKey(t *testing.T) []byte {
-	t.Helper()
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	check(t, err)
-	der, err := x509.MarshalPKCS8PrivateKey(private)
-	check(t, err)
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-}
-
 func keySigner(t *testing.T) *Signer {
 	t.Helper()
-	s, err := WithKey(newKey(t))
+	private, _ := signtest.Key(t)
+	s, err := WithKey(private)
 	check(t, err)
 	return s
 }

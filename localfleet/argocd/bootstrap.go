@@ -58,7 +58,11 @@ type Upstream func(fleet.Source) (fs.FS, error)
 // The tree brings the CRDs by itself. They are here as well because a running Argo CD
 // reads the whole API anew, and renders every Application anew, for each CRD that comes.
 func Installation(tree fs.FS, cluster fleet.Cluster, upstream Upstream) ([]*unstructured.Unstructured, error) {
-	apps, err := fleet.Applications(tree, cluster)
+	brought, err := fleet.Render(tree, cluster)
+	if err != nil {
+		return nil, err
+	}
+	apps, err := fleet.ParseApplications(brought)
 	if err != nil {
 		return nil, err
 	}
@@ -67,10 +71,6 @@ func Installation(tree fs.FS, cluster fleet.Cluster, upstream Upstream) ([]*unst
 		return nil, err
 	}
 	crds, err := render(apps, fleet.CRDsApplication, cluster, upstream)
-	if err != nil {
-		return nil, err
-	}
-	brought, err := fleet.Render(tree, cluster)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +88,6 @@ func Installation(tree fs.FS, cluster fleet.Cluster, upstream Upstream) ([]*unst
 	}
 	track(first, fleet.RootApplication, Namespace)
 	track(last, fleet.RootApplication, Namespace)
-
 	return slices.Concat(first, crds, own, last), nil
 }
 

@@ -149,7 +149,7 @@ func ensureServiceAccountKey(path string) error {
 // memoryLimits are soft: the collector works harder near them. They are well above
 // what each keeps alive, and bound what it takes for a moment while CRDs are installed.
 // Below them it collects a quarter as often as by default: with nearly nothing alive yet, a
-// start is a third collecting garbage otherwise.
+// start is a fifth collecting garbage otherwise.
 var memoryLimits = map[string]string{
 	"etcd": "192MiB", "kube-apiserver": "900MiB", "kube-controller-manager": "256MiB", "kube-scheduler": "160MiB",
 }
