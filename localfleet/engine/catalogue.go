@@ -26,6 +26,8 @@ type Engine struct {
 	Release func(module string) string
 	Tags    []string
 	CGO     bool
+	// Experiment is what the toolchain is to have switched on (GOEXPERIMENT).
+	Experiment string
 	// Stamps are the variables that the linker sets, so that each program
 	// tells its version truly (P4).
 	Stamps []Stamp
@@ -147,6 +149,12 @@ const (
 	traefikModule    = "github.com/traefik/traefik/v3"
 	giteaModule      = "code.gitea.io/gitea"
 	runnerModule     = "gitea.com/gitea/runner"
+	buildkitModule   = "github.com/moby/buildkit"
+	trivyModule      = "github.com/aquasecurity/trivy"
+	fulcioModule     = "github.com/sigstore/fulcio"
+	timestampModule  = "github.com/sigstore/timestamp-authority/v2"
+	rekorModule      = "github.com/sigstore/rekor-tiles/v2"
+	cosignModule     = "github.com/sigstore/cosign/v3"
 )
 
 // toolchain is the Go version that builds every engine. One for all of them means
@@ -302,6 +310,61 @@ func Catalogue() []Engine {
 			Steps:   [][]Program{{{"traefik", traefikModule + "/cmd/traefik"}}},
 			Scratch: 5 << 30,
 		},
+		// From here on: of the conveyor, which builds them at its first release.
+		{
+			Name:      "buildkit",
+			Purpose:   "BuildKit's daemon, which builds the images of releases",
+			Module:    buildkitModule,
+			Toolchain: toolchain,
+			Stamps: []Stamp{
+				version(buildkitModule+"/version.Version", buildkitModule),
+				version(buildkitModule+"/version.Revision", buildkitModule),
+			},
+			Steps:   [][]Program{{{"buildkitd", buildkitModule + "/cmd/buildkitd"}}},
+			Scratch: 4 << 30,
+		},
+		{
+			Name:      "rekor",
+			Purpose:   "Rekor, the fleet's transparency log",
+			Module:    rekorModule,
+			Toolchain: toolchain,
+			Stamps:    []Stamp{version(sigstoreVersion, rekorModule)},
+			Steps:     [][]Program{{{"rekor-server", rekorModule + "/cmd/rekor-server/posix"}}},
+			Scratch:   3 << 30,
+		},
+		{
+			Name:      "sigstore",
+			Purpose:   "Fulcio and the timestamp authority, which witness who signed and when",
+			Module:    fulcioModule,
+			Toolchain: toolchain,
+			Stamps:    []Stamp{version(sigstoreVersion, fulcioModule)},
+			Steps: [][]Program{{
+				{"fulcio", fulcioModule},
+				{"timestamp-server", timestampModule + "/cmd/timestamp-server"},
+			}},
+			Scratch: 4 << 30,
+		},
+		{
+			Name:       "trivy",
+			Purpose:    "Trivy, which stops vulnerable images",
+			Module:     trivyModule,
+			Toolchain:  toolchain,
+			Experiment: "jsonv2",
+			Stamps:     []Stamp{bare(trivyModule+"/pkg/version/app.ver", trivyModule)},
+			Steps:      [][]Program{{{"trivy", trivyModule + "/cmd/trivy"}}},
+			Scratch:    7 << 30,
+		},
+		{
+			// Of the tests alone: what the conveyor signs must satisfy upstream's
+			// own program.
+			Name:      "cosign",
+			Purpose:   "Cosign, which verifies in the tests what the conveyor signed",
+			Module:    cosignModule,
+			Toolchain: toolchain,
+			Stamps:    []Stamp{version(sigstoreVersion, cosignModule)},
+			Steps:     [][]Program{{{"cosign", cosignModule + "/cmd/cosign"}}},
+			Scratch:   5 << 30,
+		},
 	}
 }
 
@@ -318,6 +381,9 @@ func prometheusVersion(module string) string {
 	}
 	return fmt.Sprintf("v%c.%d.%s", minor[0], number, patch)
 }
+
+// sigstoreVersion is where Sigstore's programs keep their version.
+const sigstoreVersion = "sigs.k8s.io/release-utils/version.gitVersion"
 
 // kubernetesStamps are what Kubernetes' own build sets in each of its two
 // version packages.

@@ -78,6 +78,12 @@ func TestProgramsTellTheirVersion(t *testing.T) {
 		"traefik":                 {[]string{"version"}, `Version: +3\.6\.12\n`},
 		"gitea":                   {[]string{"--version"}, `version 1\.26\.0 `},
 		"runner":                  {[]string{"--version"}, `{runner}`},
+		"buildkitd":               {[]string{"--version"}, `buildkitd github.com/moby/buildkit {buildkit} {buildkit}`},
+		"rekor-server":            {[]string{"version"}, `GitVersion: +{rekor}\n`},
+		"fulcio":                  {[]string{"version"}, `GitVersion: +{sigstore}\n`},
+		"timestamp-server":        {[]string{"version"}, `GitVersion: +{sigstore}\n`},
+		"trivy":                   {[]string{"--version"}, `Version: {trivybare}\n`},
+		"cosign":                  {[]string{"version"}, `GitVersion: +{cosign}\n`},
 	} {
 		t.Run(program, func(t *testing.T) {
 			path, err := s.Path(program)

@@ -83,7 +83,8 @@ func key(b Build) (string, error) {
 		Flags               []string
 		Steps               [][]Program
 		Assets              []Asset
-	}{b.Toolchain, runtime.GOOS, runtime.GOARCH, b.CGO, b.buildFlags(b.Versions), b.Steps, b.Assets})
+		Experiment          string `json:",omitempty"`
+	}{b.Toolchain, runtime.GOOS, runtime.GOARCH, b.CGO, b.buildFlags(b.Versions), b.Steps, b.Assets, b.Experiment})
 	if err != nil {
 		return "", err
 	}

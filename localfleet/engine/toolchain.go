@@ -76,7 +76,7 @@ func (s *Store) environment(b Build) []string {
 		"GOCACHE="+s.goCache(), "GOMODCACHE="+s.modCache(), "GOTMPDIR="+s.goTemp(),
 		"GOTOOLCHAIN="+toolchain, "CGO_ENABLED="+cgo,
 		"GOOS="+runtime.GOOS, "GOARCH="+runtime.GOARCH, "GOAMD64=", "GOARM64=",
-		"GOFLAGS=", "GOWORK=off", "GOEXPERIMENT=", "GO111MODULE=on",
+		"GOFLAGS=", "GOWORK=off", "GOEXPERIMENT="+b.Experiment, "GO111MODULE=on",
 		"CGO_CFLAGS=", "CGO_CPPFLAGS=", "CGO_LDFLAGS=",
 	)
 }
