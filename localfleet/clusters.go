@@ -59,8 +59,7 @@ func (f *Fleet) controlPlanes(ctx context.Context, _ func(string)) error {
 
 // edgeAuthority vouches for the production host names inside the fleet.
 func (f *Fleet) edgeAuthority() (*ca.Authority, error) {
-	forges, registries := f.hosts()
-	return ca.LoadOrCreate(f.path("edge", "ca"), append(forges, registries...)...)
+	return ca.LoadOrCreate(f.path("edge", "ca"), f.allHosts()...)
 }
 
 func (f *Fleet) nodes(ctx context.Context, _ func(string)) error {

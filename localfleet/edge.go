@@ -70,7 +70,7 @@ func (f *Fleet) edgeConfig() (edge.Config, error) {
 	config := edge.Config{
 		StateDir: f.path("edge"), CADir: f.path("edge", "ca"),
 		Hub:    edge.Hub{NetNS: topology.HubNS, Address: hub},
-		Routes: front.DefaultRoutes(forge, target.Target{NetNS: topology.HubNS, Address: registryAddress}),
+		Routes: append(front.DefaultRoutes(forge, target.Target{NetNS: topology.HubNS, Address: registryAddress}), conveyorRoutes()...),
 		Forwards: []forward.Spec{{
 			Name: "forge", Kind: forward.HTTP, Listen: loopback(f.Plan.ForgePort()), Target: forge,
 		}},

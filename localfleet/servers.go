@@ -90,17 +90,6 @@ func (f *Fleet) startForge(ctx context.Context, report func(string)) error {
 	return nil
 }
 
-// startRunner registers the runner that executes workflows.
-func (f *Fleet) startRunner(ctx context.Context, _ func(string)) error {
-	program, err := f.program("runner")
-	if err != nil {
-		return err
-	}
-	return f.forge.EnsureRunner(ctx, gitea.Runner{
-		Program: program, DataDir: f.path("runner"), NetNS: topology.HubNS, UID: runnerUID, GID: runnerUID,
-	})
-}
-
 // gitopsRepository and sourceRepository are the fleet's own repositories.
 func (f *Fleet) gitopsRepository() forge.Name { return repositoryOf(f.Tree.Repository) }
 
@@ -321,7 +310,7 @@ func (f *Fleet) hosts() (forges, registries []string) {
 		add(&forges, u.Hostname())
 	}
 	add(&registries, hostOf(f.Tree.Chart.Registry))
-	for _, host := range []string{"ghcr.io", "quay.io", "docker.io", "registry-1.docker.io", "public.ecr.aws", "registry.k8s.io"} {
+	for _, host := range []string{"ghcr.io", "quay.io", "docker.io", "registry-1.docker.io", "public.ecr.aws", "registry.k8s.io", "gcr.io", "mirror.gcr.io"} {
 		add(&registries, host)
 	}
 	for _, cluster := range f.Tree.Clusters {

@@ -28,7 +28,6 @@ func (f *Fleet) Steps() []story.Step {
 		{Name: "publish images", After: []string{"images", "registry"}, Run: f.pushImages},
 		{Name: "publish chart", After: []string{"registry"}, Run: f.pushChart},
 		{Name: "GitOps repository", After: []string{"forge", "images"}, Run: f.pushTree},
-		{Name: "runner", After: []string{"forge"}, Run: f.startRunner},
 
 		{Name: "nodes", After: []string{"control planes", "edge", "publish images"}, Run: f.nodes},
 		{Name: "cloud add-ons", After: []string{"control planes", "images"}, Run: f.addOns},
@@ -36,6 +35,7 @@ func (f *Fleet) Steps() []story.Step {
 		{Name: "webhooks", After: []string{"GitOps repository", "edge", "Argo CD"}, Run: f.webhooks},
 		{Name: "Argo CD ready", After: []string{"Argo CD", "nodes", "cloud add-ons"}, Run: f.awaitArgoCD},
 		{Name: "root Applications", After: []string{"Argo CD ready", "GitOps repository", "upstream repositories", "publish chart"}, Run: f.applyRoot},
+		{Name: "jobs", After: []string{"root Applications"}, Run: f.awaitJobs},
 		// Nothing in a cluster waits for it.
 		{Name: "source repository", After: []string{"root Applications"}, Run: f.pushSource},
 		{Name: "Synced and Healthy", After: []string{"root Applications", "webhooks"}, Run: f.waitHealthy},

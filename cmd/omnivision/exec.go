@@ -13,11 +13,19 @@ import (
 // runInPlace runs a program with this command's input and output. Ctrl-C
 // reaches it too, and its exit code becomes this command's.
 func runInPlace(cmd *cobra.Command, program string, args []string) error {
-	child := exec.CommandContext(cmd.Context(), program, args...)
+	return runChild(cmd, exec.CommandContext(cmd.Context(), program, args...), func(start func() error) error { return start() })
+}
+
+// runChild is runInPlace for a command that somebody else has put together; where it is
+// started, start decides.
+func runChild(cmd *cobra.Command, child *exec.Cmd, start func(func() error) error) error {
 	child.Stdin, child.Stdout, child.Stderr = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
 	child.Cancel = func() error { return child.Process.Signal(syscall.SIGTERM) }
 	child.WaitDelay = 5 * time.Second
-	err := child.Run()
+	if err := start(child.Start); err != nil {
+		return fmt.Errorf("starting %s: %w", child.Path, err)
+	}
+	err := child.Wait()
 	var exited *exec.ExitError
 	if errors.As(err, &exited) && exited.ExitCode() > 0 {
 		return exitedError{exited.ExitCode()}

@@ -78,8 +78,8 @@ Argo CD from one Git repository, without a cloud account.`,
 	})
 	root.AddCommand(
 		newUpCommand(), newDownCommand(), newStatusCommand(), newDoctorCommand(),
-		newKubeconfigCommand(), newKubectlCommand(), newGPUCommand(), newNodeCommand(), newEnginesCommand(), newEdgeCommand(),
-		newPlanCommand(), newReleaseCommand(), newVerifyCommand(),
+		newKubeconfigCommand(), newKubectlCommand(), newGPUCommand(), newNodeCommand(), newEnginesCommand(), newEdgeCommand(), newModulesCommand(), newJobsCommand(),
+		newPlanCommand(), newReleaseCommand(), newVerifyCommand(), newInsideCommand(),
 	)
 	root.AddCommand(newStageCommands()...)
 	return root

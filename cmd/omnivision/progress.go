@@ -16,6 +16,7 @@ import (
 type progress struct {
 	out      io.Writer
 	terminal bool
+	quiet    time.Duration // steps that end sooner are not worth a line
 
 	mu      sync.Mutex
 	running []string // names, oldest first
@@ -101,6 +102,9 @@ func (p *progress) Ended(step string, took time.Duration, err error) {
 		}
 	}
 	p.erase()
+	if err == nil && took < p.quiet {
+		return
+	}
 	mark := "ok  "
 	if err != nil {
 		mark = "FAIL"

@@ -2,9 +2,9 @@ module github.com/omnivision/omnivision/engines/sigstore
 
 go 1.27.0
 
-tool (
-	github.com/sigstore/fulcio
-	github.com/sigstore/timestamp-authority/v2/cmd/timestamp-server
+require (
+	github.com/sigstore/fulcio v1.9.1
+	github.com/sigstore/timestamp-authority/v2 v2.2.0
 )
 
 require (
@@ -220,7 +220,6 @@ require (
 	github.com/segmentio/asm v1.2.1 // indirect
 	github.com/shibumi/go-pathspec v1.3.0 // indirect
 	github.com/sigstore/cosign/v3 v3.1.3 // indirect
-	github.com/sigstore/fulcio v1.9.1 // indirect
 	github.com/sigstore/protobuf-specs v0.5.2 // indirect
 	github.com/sigstore/rekor v1.5.5 // indirect
 	github.com/sigstore/rekor-tiles/v2 v2.4.1 // indirect
@@ -230,7 +229,6 @@ require (
 	github.com/sigstore/sigstore/pkg/signature/kms/azure v1.11.1 // indirect
 	github.com/sigstore/sigstore/pkg/signature/kms/gcp v1.11.2 // indirect
 	github.com/sigstore/sigstore/pkg/signature/kms/hashivault v1.11.1 // indirect
-	github.com/sigstore/timestamp-authority/v2 v2.2.0 // indirect
 	github.com/sirupsen/logrus v1.10.2 // indirect
 	github.com/sourcegraph/conc v0.3.1-0.20240121214520-5f936abd7ae8 // indirect
 	github.com/spf13/afero v1.15.0 // indirect

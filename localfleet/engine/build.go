@@ -358,6 +358,11 @@ func (w *worker) goCommand(ctx context.Context, args []string, stdout, stderr fu
 		if stderr != nil {
 			stderr(line)
 		}
+		// With -v go names each package on a line of its own; what it complains about
+		// has spaces.
+		if !strings.ContainsAny(line, " \t") {
+			return
+		}
 		if tail = append(tail, line); len(tail) > outputTail {
 			tail = slices.Delete(tail, 0, 1)
 		}

@@ -337,18 +337,22 @@ func Catalogue() []Engine {
 			Purpose:   "Fulcio and the timestamp authority, which witness who signed and when",
 			Module:    fulcioModule,
 			Toolchain: toolchain,
-			Stamps:    []Stamp{version(sigstoreVersion, fulcioModule)},
+			// Both have the one variable, and so both tell both versions.
+			Stamps: []Stamp{{Variable: sigstoreVersion, Value: func(v Versions) string {
+				return v[fulcioModule] + "+timestamp-authority." + strings.TrimPrefix(v[timestampModule], "v")
+			}}},
 			Steps: [][]Program{{
-				{"fulcio", fulcioModule},
-				{"timestamp-server", timestampModule + "/cmd/timestamp-server"},
+				{"fulcio", "github.com/omnivision/omnivision/engines/sigstore/fulcio"},
+				{"timestamp-server", "github.com/omnivision/omnivision/engines/sigstore/timestamp-server"},
 			}},
 			Scratch: 4 << 30,
 		},
 		{
+			// Its use of the JSON experiment is that of Go 1.26.
 			Name:       "trivy",
 			Purpose:    "Trivy, which stops vulnerable images",
 			Module:     trivyModule,
-			Toolchain:  toolchain,
+			Toolchain:  "go1.26.8",
 			Experiment: "jsonv2",
 			Stamps:     []Stamp{bare(trivyModule+"/pkg/version/app.ver", trivyModule)},
 			Steps:      [][]Program{{{"trivy", trivyModule + "/cmd/trivy"}}},

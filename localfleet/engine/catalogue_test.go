@@ -80,8 +80,8 @@ func TestProgramsTellTheirVersion(t *testing.T) {
 		"runner":                  {[]string{"--version"}, `{runner}`},
 		"buildkitd":               {[]string{"--version"}, `buildkitd github.com/moby/buildkit {buildkit} {buildkit}`},
 		"rekor-server":            {[]string{"version"}, `GitVersion: +{rekor}\n`},
-		"fulcio":                  {[]string{"version"}, `GitVersion: +{sigstore}\n`},
-		"timestamp-server":        {[]string{"version"}, `GitVersion: +{sigstore}\n`},
+		"fulcio":                  {[]string{"version"}, `GitVersion: +{sigstore}\+timestamp-authority\.\d+\.\d+\.\d+\n`},
+		"timestamp-server":        {[]string{"version"}, `GitVersion: +{sigstore}\+timestamp-authority\.\d+\.\d+\.\d+\n`},
 		"trivy":                   {[]string{"--version"}, `Version: {trivybare}\n`},
 		"cosign":                  {[]string{"version"}, `GitVersion: +{cosign}\n`},
 	} {

@@ -235,6 +235,17 @@ func (s *Server) EnsureWriter(ctx context.Context, repo forge.Name, user string)
 	return describe(err, "let %s write to %s", user, repo)
 }
 
+// SetSecret gives the workflows of a repository a secret. Gitea never shows one again, so
+// it is written each time.
+func (s *Server) SetSecret(ctx context.Context, repo forge.Name, name, value string) error {
+	who, err := s.admin()
+	if err != nil {
+		return err
+	}
+	err = s.call(ctx, http.MethodPut, repoPath(repo)+"/actions/secrets/"+url.PathEscape(name), who, map[string]string{"data": value}, nil)
+	return describe(err, "set the secret %s of %s", name, repo)
+}
+
 // describe says what failed, if something did.
 func describe(err error, format string, args ...any) error {
 	if err == nil {

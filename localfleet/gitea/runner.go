@@ -15,7 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/omnivision/omnivision/localfleet/netns"
 	"github.com/omnivision/omnivision/localfleet/process"
 )
 
@@ -25,6 +24,7 @@ type Runner struct {
 	Program  string
 	DataDir  string // belongs to this runner alone
 	NetNS    string // empty is the machine's own
+	MountNS  int    // process whose mount namespace it joins; 0 is the machine's own
 	UID, GID uint32
 	// ForgeURL is where the runner reaches the forge, without a slash at its
 	// end; empty is the server's own address. Jobs see it as GITHUB_SERVER_URL,
@@ -34,7 +34,7 @@ type Runner struct {
 	// is made; empty is ubuntu-24.04:host, which is this machine.
 	Labels []string
 	// Env is added to the environment of the runner and its jobs, such as
-	// SSL_CERT_FILE.
+	// BUILDKIT_HOST; PATH takes the place of the default.
 	Env []string
 }
 
@@ -60,7 +60,18 @@ func (r *Runner) homePath() string         { return filepath.Join(r.DataDir, "ho
 
 func (r *Runner) environment() []string {
 	env := []string{"PATH=/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + r.homePath(), "USER=runner", "LANG=C.UTF-8"}
-	return append(env, r.Env...)
+	return append(env, r.Env...) // of two, exec takes the last
+}
+
+// jobEnvironment is Env as the runner hands it to jobs.
+func (r *Runner) jobEnvironment() map[string]string {
+	env := map[string]string{}
+	for _, pair := range r.Env {
+		if key, value, ok := strings.Cut(pair, "="); ok {
+			env[key] = value
+		}
+	}
+	return env
 }
 
 // EnsureRunner registers the runner unless it is, starts it unless it runs, and
@@ -82,7 +93,7 @@ func (s *Server) EnsureRunner(ctx context.Context, r Runner) error {
 	}
 	spec := process.Spec{
 		Name: r.Name, Path: r.Program, Args: []string{"daemon", "--config", r.configPath()},
-		Env: r.environment(), Dir: r.homePath(), NetNS: r.NetNS, UID: r.UID, GID: r.GID,
+		Env: r.environment(), Dir: r.homePath(), NetNS: r.NetNS, MountNS: r.MountNS, UID: r.UID, GID: r.GID,
 		KillGroup: true, StopGrace: 5 * time.Second,
 		Inputs: []string{config, registration.UUID},
 	}
@@ -111,7 +122,7 @@ func (r *Runner) prepare() (string, error) {
 			"file": r.registrationPath(), "capacity": 1, "timeout": "1h", "shutdown_timeout": "3s",
 			"fetch_timeout": "5s", "fetch_interval": "1s", "fetch_interval_max": "1s",
 			"log_report_interval": "1s", "log_report_max_latency": "500ms", "state_report_interval": "1s",
-			"labels": r.Labels,
+			"labels": r.Labels, "envs": r.jobEnvironment(),
 		},
 		"cache":     map[string]any{"enabled": false},
 		"container": map[string]any{"require_docker": false},
@@ -197,7 +208,7 @@ func (s *Server) register(ctx context.Context, who credential, r Runner) (regist
 	}
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
-	err := netns.Do(r.NetNS, cmd.Start)
+	err := process.Within(r.NetNS, r.MountNS, cmd.Start)
 	if err == nil {
 		err = cmd.Wait()
 	}
@@ -229,4 +240,17 @@ func (s *Server) online(ctx context.Context, id int64) error {
 		}
 	}
 	return errors.New("the forge does not know it")
+}
+
+// QueuedJobs counts the jobs that wait for a runner.
+func (s *Server) QueuedJobs(ctx context.Context) (int, error) {
+	who, err := s.admin()
+	if err != nil {
+		return 0, err
+	}
+	var list struct {
+		Total int `json:"total_count"`
+	}
+	err = s.call(ctx, http.MethodGet, "/api/v1/admin/actions/jobs?status=queued&limit=1", who, nil, &list)
+	return list.Total, describe(err, "list the jobs that wait for a runner")
 }

@@ -19,7 +19,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -28,6 +27,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/omnivision/omnivision/internal/filelock"
 )
 
 // assembly is the version of the code that assembles. It is part of every key:
@@ -160,7 +161,7 @@ func (b *Builder) assemble(ctx context.Context, r Recipe) (v1.Image, error) {
 	if err := r.fill(f); err != nil {
 		return nil, err
 	}
-	key, err := imageKey(base, f.tree, r.config)
+	key, err := imageKey(base, f.tree, r)
 	if err != nil {
 		return nil, err
 	}
@@ -174,7 +175,7 @@ func (b *Builder) assemble(ctx context.Context, r Recipe) (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	img, err := compose(r.config, r.Made, base, top)
+	img, err := compose(r, base, top)
 	if err != nil {
 		return nil, err
 	}
@@ -189,12 +190,12 @@ func (b *Builder) engineProgram(binary string) (string, error) {
 }
 
 // imageKey hashes all input of an image.
-func imageKey(base *blobLayer, t tree, config v1.Config) (string, error) {
+func imageKey(base *blobLayer, t tree, r Recipe) (string, error) {
 	h := sha256.New()
 	settings, err := json.Marshal(struct {
 		Assembly, OS, Arch string
 		Config             v1.Config
-	}{assembly, runtime.GOOS, runtime.GOARCH, config})
+	}{assembly, runtime.GOOS, cmp.Or(r.arch, runtime.GOARCH), r.config})
 	if err != nil {
 		return "", err
 	}
@@ -207,7 +208,7 @@ func imageKey(base *blobLayer, t tree, config v1.Config) (string, error) {
 }
 
 // compose makes the manifest and the config.
-func compose(config v1.Config, made string, layers ...*blobLayer) (v1.Image, error) {
+func compose(r Recipe, layers ...*blobLayer) (v1.Image, error) {
 	img := mutate.MediaType(empty.Image, types.OCIManifestSchema1)
 	img = mutate.ConfigMediaType(img, types.OCIConfigJSON)
 	for _, l := range layers {
@@ -215,7 +216,7 @@ func compose(config v1.Config, made string, layers ...*blobLayer) (v1.Image, err
 			continue
 		}
 		var err error
-		img, err = mutate.Append(img, mutate.Addendum{Layer: l, History: v1.History{Created: v1.Time{Time: epoch}, CreatedBy: "omnivision", Comment: made}})
+		img, err = mutate.Append(img, mutate.Addendum{Layer: l, History: v1.History{Created: v1.Time{Time: epoch}, CreatedBy: "omnivision", Comment: r.Made}})
 		if err != nil {
 			return nil, err
 		}
@@ -226,8 +227,8 @@ func compose(config v1.Config, made string, layers ...*blobLayer) (v1.Image, err
 	}
 	file = file.DeepCopy()
 	file.Created = v1.Time{Time: epoch}
-	file.OS, file.Architecture = runtime.GOOS, runtime.GOARCH
-	file.Config = config
+	file.OS, file.Architecture = runtime.GOOS, cmp.Or(r.arch, runtime.GOARCH)
+	file.Config = r.config
 	return mutate.ConfigFile(img, file)
 }
 
@@ -344,7 +345,7 @@ type packageLayer struct {
 	Packages []string `json:"packages"`
 }
 
-// baseLayer returns the layer of a package set; nil for no set. All sets are
+// baseLayer returns the layer of a package set; nil for no set. All sets of its kind are
 // made when the first is asked for, and kept: an image that does not change
 // must not change because Debian did.
 func (b *Builder) baseLayer(ctx context.Context, set string) (*blobLayer, error) {
@@ -353,35 +354,36 @@ func (b *Builder) baseLayer(ctx context.Context, set string) (*blobLayer, error)
 	}
 	b.packages.Lock()
 	defer b.packages.Unlock()
-	if known, ok := b.knownPackages()[set]; ok {
+	sets := setsOf(set)
+	if known, ok := b.knownPackages(sets)[set]; ok {
 		if l, err := b.openLayer(known.Digest); err == nil {
 			return l, nil
 		}
 	}
-	layers, err := b.makePackageLayers(ctx)
+	layers, err := b.makePackageLayers(ctx, sets)
 	if err != nil {
 		return nil, err
 	}
-	if err := b.rememberPackages(layers); err != nil {
+	if err := b.rememberPackages(sets, layers); err != nil {
 		return nil, err
 	}
 	return b.openLayer(layers[set].Digest)
 }
 
 // packagesPath changes with the definition of the sets.
-func (b *Builder) packagesPath() string {
+func (b *Builder) packagesPath(sets []packageSet) string {
 	h := sha256.New()
 	// The encoder fails on no type that is in here.
 	_ = json.NewEncoder(h).Encode(struct {
 		Assembly, Arch, Suite string
 		Sets                  []packageSet
-	}{assembly, runtime.GOARCH, suite, packageSets})
+	}{assembly, runtime.GOARCH, suite, sets})
 	return b.keyPath("debian-" + hashOf(h).Hex + ".json")
 }
 
 // knownPackages are the layers that were made before; none if that is unknown.
-func (b *Builder) knownPackages() packageLayers {
-	raw, err := os.ReadFile(b.packagesPath())
+func (b *Builder) knownPackages(sets []packageSet) packageLayers {
+	raw, err := os.ReadFile(b.packagesPath(sets))
 	if err != nil {
 		return nil
 	}
@@ -392,15 +394,15 @@ func (b *Builder) knownPackages() packageLayers {
 	return layers
 }
 
-func (b *Builder) rememberPackages(layers packageLayers) error {
+func (b *Builder) rememberPackages(sets []packageSet, layers packageLayers) error {
 	raw, err := json.MarshalIndent(layers, "", "  ")
 	if err != nil {
 		return err
 	}
-	return writeFile(b.packagesPath(), append(raw, '\n'))
+	return writeFile(b.packagesPath(sets), append(raw, '\n'))
 }
 
-func (b *Builder) makePackageLayers(ctx context.Context) (packageLayers, error) {
+func (b *Builder) makePackageLayers(ctx context.Context, sets []packageSet) (packageLayers, error) {
 	for _, tool := range []string{"apt-get", "dpkg-deb"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return nil, fmt.Errorf("unpacking Debian packages needs %s: %w; run on Debian, or on a machine that can pull the upstream images", tool, err)
@@ -411,83 +413,81 @@ func (b *Builder) makePackageLayers(ctx context.Context) (packageLayers, error) 
 	}
 	// The directory has a fixed name, so that a killed run's downloads are used.
 	dir := filepath.Join(b.dir(), "debian")
-	unlock, err := lock(ctx, dir+".lock")
+	unlock, err := filelock.Acquire(ctx, dir+".lock")
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	d := &debian{dir: dir, mirror: strings.TrimSuffix(cmp.Or(b.Mirror, DefaultMirror), "/"), report: func(what string) { b.report("%s", what) }}
-	layers, err := b.layersOf(ctx, d)
-	if err != nil {
-		return nil, err
+	layers := packageLayers{}
+	// One architecture at a time: to apt it is a machine of its own.
+	for _, arch := range architectures(sets) {
+		d := &debian{
+			dir: filepath.Join(dir, arch), arch: arch, mirror: strings.TrimSuffix(cmp.Or(b.Mirror, DefaultMirror), "/"),
+			report: func(what string) { b.report("%s", what) },
+		}
+		if err := b.layersOf(ctx, d, sets, layers); err != nil {
+			return nil, err
+		}
 	}
 	return layers, os.RemoveAll(dir)
 }
 
-// layersOf turns each package set into a layer.
-func (b *Builder) layersOf(ctx context.Context, d *debian) (packageLayers, error) {
-	if err := d.prepare(ctx); err != nil {
-		return nil, err
-	}
-	plans := make([][]deb, len(packageSets))
-	var all []deb
-	for i, set := range packageSets {
-		var err error
-		if plans[i], err = d.plan(ctx, set); err != nil {
-			return nil, fmt.Errorf("packages of %s: %w", set.Name, err)
+// architectures lists those of the sets, each once.
+func architectures(sets []packageSet) (all []string) {
+	for _, set := range sets {
+		if arch := cmp.Or(set.Arch, runtime.GOARCH); !slices.Contains(all, arch) {
+			all = append(all, arch)
 		}
-		for _, p := range plans[i] {
+	}
+	return all
+}
+
+// layersOf turns each package set of the architecture into a layer.
+func (b *Builder) layersOf(ctx context.Context, d *debian, sets []packageSet, layers packageLayers) error {
+	if err := d.prepare(ctx); err != nil {
+		return err
+	}
+	plans := map[string][]deb{}
+	var all []deb
+	for _, set := range sets {
+		if cmp.Or(set.Arch, runtime.GOARCH) != d.arch {
+			continue
+		}
+		plan, err := d.plan(ctx, set)
+		if err != nil {
+			return fmt.Errorf("packages of %s: %w", set.Name, err)
+		}
+		plans[set.Name] = plan
+		for _, p := range plan {
 			if !slices.Contains(all, p) {
 				all = append(all, p)
 			}
 		}
 	}
 	if err := d.download(ctx, all); err != nil {
-		return nil, err
+		return err
 	}
-	layers := packageLayers{}
-	for i, set := range packageSets {
+	for _, set := range sets {
+		plan, ok := plans[set.Name]
+		if !ok {
+			continue
+		}
 		d.report("unpacking the packages of " + set.Name)
-		t, err := d.unpack(ctx, set, plans[i])
+		t, err := d.unpack(ctx, set, plan)
 		if err != nil {
-			return nil, fmt.Errorf("packages of %s: %w", set.Name, err)
+			return fmt.Errorf("packages of %s: %w", set.Name, err)
 		}
 		layer, err := b.writeLayer(t)
 		if err != nil {
-			return nil, fmt.Errorf("packages of %s: %w", set.Name, err)
+			return fmt.Errorf("packages of %s: %w", set.Name, err)
 		}
 		made := packageLayer{Digest: layer.digest}
-		for _, p := range plans[i] {
+		for _, p := range plan {
 			made.Packages = append(made.Packages, p.name+"="+p.version)
 		}
 		layers[set.Name] = made
 	}
-	return layers, nil
-}
-
-// lock takes an exclusive lock on a file, for processes that make the same at
-// the same time. The kernel drops it when its holder dies.
-func lock(ctx context.Context, path string) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("locking %s: %w", path, err)
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("waiting for another process to release %s: %w", path, context.Cause(ctx))
-		case <-time.After(250 * time.Millisecond):
-		}
-	}
+	return nil
 }
 
 const versionPackage = "github.com/omnivision/omnivision/internal/version"
@@ -503,7 +503,7 @@ func (b *Builder) ownProgram(ctx context.Context, program string) (string, error
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	unlock, err := lock(ctx, filepath.Join(dir, ".lock"))
+	unlock, err := filelock.Acquire(ctx, filepath.Join(dir, ".lock"))
 	if err != nil {
 		return "", err
 	}

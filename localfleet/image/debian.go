@@ -46,6 +46,9 @@ type packageSet struct {
 	// Keep names the paths that the image needs, with what they lead to; none
 	// keeps everything.
 	Keep []string
+	// Arch is Debian's name of the architecture, which is Go's for those that the
+	// fleet runs on; empty is this machine's.
+	Arch string `json:",omitempty"`
 }
 
 type user struct {
@@ -61,6 +64,19 @@ var installers = []string{
 	"passwd", "perl-base", "perl", "perl-modules-5.36", "libperl5.36", "libgdbm6", "libgdbm-compat4",
 	"libfile-find-rule-perl", "libnumber-compare-perl", "libtext-glob-perl", "liberror-perl", "usrmerge",
 	"libdebconfclient0", "git-man", "mawk", "openssl",
+}
+
+// packageKinds are the sets that are made together.
+func packageKinds() [][]packageSet { return [][]packageSet{packageSets, buildSets(runtime.GOARCH)} }
+
+// setsOf returns the sets that are made together with the one called name.
+func setsOf(name string) []packageSet {
+	for _, sets := range packageKinds() {
+		if slices.ContainsFunc(sets, func(s packageSet) bool { return s.Name == name }) {
+			return sets
+		}
+	}
+	return nil
 }
 
 // packageSets are unpacked in one go, because resolving and downloading is most
@@ -94,6 +110,33 @@ var packageSets = []packageSet{
 	},
 }
 
+// buildSets are what the base images of this project's Dockerfiles are made of. Only
+// the conveyor needs them, so they are made apart from those of the clusters.
+func buildSets(arch string) []packageSet {
+	sets := []packageSet{{
+		Name: "golang",
+		Include: append([]string{
+			"gcc", "libc6-dev", "ca-certificates", "base-files", "base-passwd", "bash", "coreutils", "dash", "findutils", "grep", "sed",
+		}, crossCompilers[arch]...),
+		Exclude: installers,
+	}}
+	for _, arch := range []string{"amd64", "arm64"} {
+		sets = append(sets, packageSet{
+			Name: "base-nossl-" + arch, Arch: arch,
+			Include: []string{"libc6", "ca-certificates", "base-files", "base-passwd", "netbase", "tzdata"},
+			Exclude: installers,
+			Users:   []user{{"nonroot", 65532, 65532, "/home/nonroot"}},
+		})
+	}
+	return sets
+}
+
+// crossCompilers are Debian's packages for the other architecture.
+var crossCompilers = map[string][]string{
+	"amd64": {"gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"},
+	"arm64": {"gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"},
+}
+
 // nobodyReads is documentation and the like: two thirds of the base, and no
 // program opens it.
 func nobodyReads(name string) bool {
@@ -102,7 +145,7 @@ func nobodyReads(name string) bool {
 		"usr/share/bash-completion", "usr/share/gitweb", "usr/share/perl5", "usr/share/common-licenses", "usr/share/doc-base",
 		"usr/share/menu", "usr/share/pixmaps", "usr/share/applications", "usr/lib/systemd", "usr/lib/tmpfiles.d",
 		"usr/lib/sysusers.d", "etc/init.d", "etc/cron.daily", "etc/cron.d", "etc/logrotate.d", "usr/share/zoneinfo/right",
-		"usr/lib/x86_64-linux-gnu/gconv", "usr/lib/x86_64-linux-gnu/perl-base", "var/lib/systemd", "var/log", "var/cache",
+		"usr/lib/x86_64-linux-gnu/gconv", "usr/lib/aarch64-linux-gnu/gconv", "usr/lib/x86_64-linux-gnu/perl-base", "var/lib/systemd", "var/log", "var/cache",
 	} {
 		if name == dir || strings.HasPrefix(name, dir+"/") {
 			return true
@@ -115,6 +158,7 @@ func nobodyReads(name string) bool {
 type debian struct {
 	dir    string
 	mirror string
+	arch   string // of the packages
 	report func(string)
 }
 
@@ -131,8 +175,8 @@ func (d *debian) options() []string {
 		"Dir::Etc::sourceparts=/dev/null",
 		"Dir::Etc::preferences=/dev/null",
 		"Dir::Etc::preferencesparts=/dev/null",
-		"APT::Architecture=" + debianArch(),
-		"APT::Architectures=" + debianArch(),
+		"APT::Architecture=" + d.arch,
+		"APT::Architectures=" + d.arch,
 		"APT::Install-Recommends=false",
 		"APT::Install-Suggests=false",
 		"APT::Sandbox::User=root",
@@ -395,7 +439,3 @@ func bundleCertificates(t tree) error {
 	}
 	return nil
 }
-
-// debianArch is Debian's name of this machine's architecture, which is Go's for
-// those that the fleet runs on.
-func debianArch() string { return runtime.GOARCH }

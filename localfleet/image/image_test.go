@@ -51,7 +51,7 @@ func builder(t *testing.T) *Builder {
 		}
 		layers[set.Name] = packageLayer{Digest: layer.digest}
 	}
-	if err := b.rememberPackages(layers); err != nil {
+	if err := b.rememberPackages(packageSets, layers); err != nil {
 		t.Fatal(err)
 	}
 	return b

@@ -49,11 +49,13 @@ func (b *Builder) Prune(unused time.Duration) error {
 // pruneKey removes a key that was not used since a time, or else notes what it
 // keeps.
 func (b *Builder) pruneKey(key string, since time.Time, wanted map[v1.Hash]bool) error {
-	if key == b.packagesPath() {
-		for _, l := range b.knownPackages() {
-			wanted[l.Digest] = true
+	for _, sets := range packageKinds() {
+		if key == b.packagesPath(sets) {
+			for _, l := range b.knownPackages(sets) {
+				wanted[l.Digest] = true
+			}
+			return nil
 		}
-		return nil
 	}
 	info, err := os.Stat(key)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -25,6 +25,8 @@ type Recipe struct {
 
 	// base is the package set below the image's own layer; empty for none.
 	base string
+	// arch is Go's name of the architecture; empty is this machine's.
+	arch string
 	// fill makes the image's own layer.
 	fill func(*filler) error
 	// config is its configuration; times are set by the builder.

@@ -180,6 +180,22 @@ func (s *Supervisor) fork(spec Spec, cmd *exec.Cmd) error {
 	})
 }
 
+// Within runs f on a thread inside the network namespace called netNS and the mount
+// namespace of the process mountNS; processes that f starts are there too. The empty
+// name and 0 are the machine's own.
+func Within(netNS string, mountNS int, f func() error) error {
+	return netns.OnThread(func() error {
+		// The network first: another mount namespace may not see its file.
+		if err := netns.Enter(netNS); err != nil {
+			return err
+		}
+		if err := joinMounts(mountNS); err != nil {
+			return err
+		}
+		return f()
+	})
+}
+
 // joinMounts moves the calling thread into the mount namespace of pid.
 func joinMounts(pid int) error {
 	if pid == 0 {

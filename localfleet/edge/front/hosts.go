@@ -16,7 +16,9 @@ var dockerHosts = []string{"docker.io", "registry-1.docker.io", "index.docker.io
 // defaultRegistries are the hosts that the platform, its components and their images name.
 var defaultRegistries = []string{
 	"docker.io",
+	"gcr.io",
 	"ghcr.io",
+	"mirror.gcr.io",
 	"quay.io",
 	"public.ecr.aws",
 	"registry.k8s.io",

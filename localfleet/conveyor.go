@@ -1,0 +1,332 @@
+package localfleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/omnivision/omnivision/internal/filelock"
+	"github.com/omnivision/omnivision/localfleet/buildkit"
+	"github.com/omnivision/omnivision/localfleet/edge/front"
+	"github.com/omnivision/omnivision/localfleet/edge/target"
+	"github.com/omnivision/omnivision/localfleet/engine"
+	"github.com/omnivision/omnivision/localfleet/gitea"
+	"github.com/omnivision/omnivision/localfleet/goproxy"
+	"github.com/omnivision/omnivision/localfleet/image"
+	"github.com/omnivision/omnivision/localfleet/inside"
+	"github.com/omnivision/omnivision/localfleet/process"
+	"github.com/omnivision/omnivision/localfleet/story"
+	"github.com/omnivision/omnivision/localfleet/topology"
+)
+
+// conveyorEngines are built at the first release, not by Up.
+var conveyorEngines = []string{"buildkit", "rekor", "sigstore", "trivy"}
+
+// conveyorUser opens the pull requests of releases.
+const conveyorUser = "omnivision-conveyor"
+
+// forgeTokenName is the conveyor's token at the forge, and the secret of its workflows.
+const (
+	forgeTokenName   = "conveyor"
+	forgeTokenSecret = "OMNIVISION_FORGE_TOKEN"
+)
+
+// runnerDaemon is the runner's name at the supervisor.
+const runnerDaemon = "gitea-runner"
+
+// buildCacheBytes is what BuildKit keeps for later builds.
+const buildCacheBytes = 12e9
+
+// ConveyorSteps is the story of what a release needs around it: BuildKit, a scanner with
+// its database, a Sigstore, and the runner of the workflows.
+func (f *Fleet) ConveyorSteps() []story.Step {
+	return []story.Step{
+		{Name: "forge", Run: f.reopenForge},
+		{Name: "conveyor's engines", Run: f.buildConveyorEngines},
+		{Name: "view from inside", Run: f.startView},
+		{Name: "Go modules", After: []string{"view from inside"}, Run: f.startModules},
+		{Name: "base images", Run: f.baseImages},
+		{Name: "conveyor's account", After: []string{"forge"}, Run: f.conveyorAccount},
+		{Name: "BuildKit", After: []string{"conveyor's engines", "view from inside"}, Run: f.startBuildKit},
+		{Name: "runner", After: []string{
+			"conveyor's account", "BuildKit", "Go modules", "base images",
+		}, Run: f.startRunner},
+	}
+}
+
+// StartConveyor brings up what a release needs, and keeps what runs. Two commands take
+// turns.
+func (f *Fleet) StartConveyor(ctx context.Context, watcher story.Watcher) error {
+	if _, ok := f.sup.Running("gitea"); !ok {
+		return errors.New("the fleet is not up: start it with 'omnivision up'")
+	}
+	unlock, err := filelock.Acquire(ctx, f.path("conveyor.lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	_, err = story.Run(ctx, f.ConveyorSteps(), watcher)
+	return err
+}
+
+func (f *Fleet) reopenForge(ctx context.Context, _ func(string)) (err error) {
+	f.forge, err = f.openForge(ctx)
+	return err
+}
+
+func (f *Fleet) buildConveyorEngines(ctx context.Context, report func(string)) error {
+	return f.Store.Ensure(ctx, conveyorEngines, func(e engine.Event) { report(buildProgress(e)) })
+}
+
+// startView makes the machine be seen as from inside the fleet.
+func (f *Fleet) startView(ctx context.Context, _ func(string)) error {
+	authority, err := f.edgeAuthority()
+	if err != nil {
+		return err
+	}
+	view := inside.View{
+		Dir: f.path("inside"), NetNS: topology.HubNS, Address: topology.HubAddress,
+		Hosts: f.allHosts(), CA: authority.CertPEM(),
+	}
+	_, err = view.Start(ctx, f.sup)
+	return err
+}
+
+// ModulesCommand is the hidden subcommand that serves Go modules to the fleet.
+const ModulesCommand = "modules"
+
+const modulesDaemon = "modules"
+
+func (f *Fleet) startModules(ctx context.Context, _ func(string)) error {
+	program, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	// The go command of the machine says where modules come from: it sees what its user sees.
+	_, err = f.sup.Start(ctx, process.Spec{
+		Name: modulesDaemon, Path: program, Args: []string{ModulesCommand}, Env: os.Environ(), StopGrace: time.Second,
+	})
+	if err != nil {
+		return err
+	}
+	transport := hubTransport()
+	defer transport.CloseIdleConnections()
+	return f.sup.Wait(ctx, modulesDaemon, 30*time.Second, func(ctx context.Context) error {
+		request, err := http.NewRequestWithContext(ctx, http.MethodHead, goproxy.URL, nil)
+		if err != nil {
+			return err
+		}
+		response, err := transport.RoundTrip(request)
+		if err != nil {
+			return fmt.Errorf("waiting for its port: %w", err)
+		}
+		return response.Body.Close()
+	})
+}
+
+// baseImages brings the base images of the Dockerfiles to the registries that they name.
+func (f *Fleet) baseImages(ctx context.Context, report func(string)) error {
+	transport := hubTransport()
+	defer transport.CloseIdleConnections()
+	builder := f.imageBuilder(report)
+	for _, reference := range image.Bases {
+		base, err := builder.ObtainBase(ctx, reference)
+		if err != nil {
+			return err
+		}
+		report(reference)
+		if err := base.Push(ctx, "http://"+registryAddress, transport); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// conveyorAccount makes who opens the pull requests, and lends the workflows its token.
+func (f *Fleet) conveyorAccount(ctx context.Context, _ func(string)) error {
+	if err := f.forge.EnsureUser(ctx, conveyorUser); err != nil {
+		return err
+	}
+	if err := f.forge.EnsureWriter(ctx, f.gitopsRepository(), conveyorUser); err != nil {
+		return err
+	}
+	token, err := f.forge.EnsureToken(ctx, gitea.Token{Name: forgeTokenName, User: conveyorUser, Scopes: []string{"read:user", "write:issue", "write:repository"}})
+	if err != nil {
+		return err
+	}
+	for _, repo := range f.ownRepositories() {
+		if err := f.forge.SetSecret(ctx, repo, forgeTokenSecret, token); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *Fleet) startBuildKit(ctx context.Context, _ func(string)) error {
+	server, err := f.buildKit()
+	if err != nil {
+		return err
+	}
+	return server.Start(ctx, f.sup)
+}
+
+func (f *Fleet) buildKit() (buildkit.Server, error) {
+	program, err := f.program("buildkitd")
+	if err != nil {
+		return buildkit.Server{}, err
+	}
+	holder, err := inside.Holder(f.sup)
+	if err != nil {
+		return buildkit.Server{}, err
+	}
+	return buildkit.Server{
+		Binary: program, Dir: filepath.Join(f.CacheDir, "buildkit"), Run: f.path("buildkit"),
+		NetNS: topology.HubNS, MountNS: holder, GID: runnerUID,
+		Cgroup: "/" + topology.Cgroup + "/buildkit", CacheBytes: buildCacheBytes,
+	}, nil
+}
+
+// startRunner registers the runner that executes workflows.
+func (f *Fleet) startRunner(ctx context.Context, _ func(string)) error {
+	program, err := f.program("runner")
+	if err != nil {
+		return err
+	}
+	holder, err := inside.Holder(f.sup)
+	if err != nil {
+		return err
+	}
+	env, err := f.conveyorEnvironment()
+	if err != nil {
+		return err
+	}
+	return f.forge.EnsureRunner(ctx, gitea.Runner{
+		Name: runnerDaemon, Program: program, DataDir: f.path("runner"), NetNS: topology.HubNS, MountNS: holder, UID: runnerUID, GID: runnerUID,
+		ForgeURL: strings.TrimSuffix(f.forge.RootURL(), "/"), Env: env,
+	})
+}
+
+// conveyorEnvironment is what tells programs inside the fleet where its servers are.
+func (f *Fleet) conveyorEnvironment() ([]string, error) {
+	engines, err := f.Store.LinkPrograms()
+	if err != nil {
+		return nil, err
+	}
+	own, err := f.ownProgramDir()
+	if err != nil {
+		return nil, err
+	}
+	server, err := f.buildKit()
+	if err != nil {
+		return nil, err
+	}
+	path := []string{own, engines, "/usr/local/go/bin", "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}
+	return []string{
+		"PATH=" + strings.Join(path, ":"),
+		"GOPROXY=" + goproxy.URL,
+		"BUILDKIT_HOST=" + server.Address(),
+	}, nil
+}
+
+// ownProgramDir is a folder with a copy of this program, which the runner's user may
+// execute wherever the checkout is.
+func (f *Fleet) ownProgramDir() (string, error) {
+	program, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("find this program: %w", err)
+	}
+	dir := f.path("conveyor", "bin")
+	if err := makeDirs(dir); err != nil {
+		return "", err
+	}
+	copied := filepath.Join(dir, "omnivision")
+	if sameFile(program, copied) {
+		return dir, nil
+	}
+	return dir, copyProgram(program, copied)
+}
+
+// sameFile compares size and time: a copy is given those of what it was made of.
+func sameFile(a, b string) bool {
+	one, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	other, err := os.Stat(b)
+	return err == nil && one.Size() == other.Size() && one.ModTime().Equal(other.ModTime())
+}
+
+func copyProgram(from, to string) error {
+	source, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer source.Close() //nolint:errcheck // read only
+	info, err := source.Stat()
+	if err != nil {
+		return err
+	}
+	unfinished := to + ".new"
+	target, err := os.OpenFile(unfinished, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o755)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(target, source)
+	if err := errors.Join(err, target.Close(), os.Chtimes(unfinished, info.ModTime(), info.ModTime())); err != nil {
+		return fmt.Errorf("copy %s: %w", from, err)
+	}
+	return os.Rename(unfinished, to)
+}
+
+// conveyorRoutes are the names of the public Sigstore and of GitHub's token issuer, with
+// who answers for them inside the fleet. Nobody does until the first release.
+func conveyorRoutes() []front.Route {
+	at := func(address string) target.Target {
+		return target.Target{NetNS: topology.HubNS, Address: address}
+	}
+	return []front.Route{
+		{Hosts: []string{"fulcio.sigstore.dev"}, Kind: front.Proxy, Target: at("127.0.0.1:5555")},
+		{Hosts: []string{"log2025-1.rekor.sigstore.dev"}, Kind: front.Proxy, Target: at("127.0.0.1:3003")},
+		{Hosts: []string{"timestamp.sigstore.dev"}, Kind: front.Proxy, Target: at("127.0.0.1:3004")},
+		{Hosts: []string{"token.actions.githubusercontent.com", "oauth2.sigstore.dev"}, Kind: front.Proxy, Target: at("127.0.0.1:3005")},
+	}
+}
+
+// allHosts are all names that the fleet answers for.
+func (f *Fleet) allHosts() []string {
+	forges, registries := f.hosts()
+	all := slices.Concat(forges, registries)
+	for _, route := range conveyorRoutes() {
+		all = append(all, route.Hosts...)
+	}
+	return all
+}
+
+// Inside returns the environment of a command at a shell that is to see the fleet from
+// inside, and a function that starts it there.
+func (f *Fleet) Inside(ctx context.Context) (env []string, start func(func() error) error, err error) {
+	holder, err := inside.Holder(f.sup)
+	if err != nil {
+		return nil, nil, err
+	}
+	if env, err = f.conveyorEnvironment(); err != nil {
+		return nil, nil, err
+	}
+	token, err := os.ReadFile(f.forgeTokenFile())
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the conveyor's token at the forge: %w", err)
+	}
+	env = append(env, forgeTokenSecret+"="+strings.TrimSpace(string(token)))
+	return env, func(run func() error) error { return process.Within(topology.HubNS, holder, run) }, nil
+}
+
+func (f *Fleet) forgeTokenFile() string {
+	return f.path("forge", "credentials", "token-"+forgeTokenName)
+}

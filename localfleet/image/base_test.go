@@ -1,0 +1,74 @@
+package image
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestBasesAreThoseOfTheDockerfiles(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(checkout, "cmd", "*", "Dockerfile"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no Dockerfiles: %v", err)
+	}
+	named := regexp.MustCompile(`(?m)^ARG (?:GO|BASE)_IMAGE=(\S+)$`)
+	var all []string
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, match := range named.FindAllStringSubmatch(string(text), -1) {
+			if !slices.Contains(all, match[1]) {
+				all = append(all, match[1])
+			}
+		}
+	}
+	slices.Sort(all)
+	if want := slices.Sorted(slices.Values(Bases)); !slices.Equal(all, want) {
+		t.Errorf("the Dockerfiles name %q, and there are recipes for %q", all, want)
+	}
+}
+
+// TestRealBases assembles the base images from Debian's archive and the module proxy.
+func TestRealBases(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	for _, reference := range Bases {
+		base, err := realBuilder(t).ObtainBase(ctx, reference)
+		if err != nil {
+			if os.Getenv("CI") == "" && strings.Contains(err.Error(), "getting Debian packages") {
+				t.Skip(err)
+			}
+			t.Fatal(err)
+		}
+		manifest, err := base.index.IndexManifest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range manifest.Manifests {
+			img, err := base.index.Image(m.Digest)
+			if err != nil {
+				t.Fatal(err)
+			}
+			size := int64(0)
+			layers, err := img.Layers()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, l := range layers {
+				n, err := l.Size()
+				if err != nil {
+					t.Fatal(err)
+				}
+				size += n
+			}
+			t.Logf("%s for %s: %s, %.0f MB", reference, m.Platform, m.Digest, float64(size)/1e6)
+		}
+	}
+}
