@@ -78,7 +78,7 @@ Argo CD from one Git repository, without a cloud account.`,
 	})
 	root.AddCommand(
 		newUpCommand(), newDownCommand(), newStatusCommand(), newDoctorCommand(),
-		newKubeconfigCommand(), newKubectlCommand(), newGPUCommand(), newNodeCommand(), newEnginesCommand(), newEdgeCommand(),
+		newKubeconfigCommand(), newKubectlCommand(), newGPUCommand(), newNodeCommand(), newEnginesCommand(), newEdgeCommand(), newIssuerCommand(),
 		newPlanCommand(), newReleaseCommand(), newVerifyCommand(),
 	)
 	root.AddCommand(newStageCommands()...)
