@@ -1,14 +1,15 @@
 package sigstore
 
 import (
-	"encoding/json"
 	"fmt"
+
+	"go.yaml.in/yaml/v3"
 )
 
 type dict = map[string]any
 
 // fulcioConfig is https://github.com/sigstore/fulcio/blob/v1.8.8/config/identity/config.yaml, cut down to the
-// fleet's issuers. Fulcio reads YAML, of which JSON is a part.
+// fleet's issuers. It has to be YAML in earnest: Fulcio reads JSON with other names.
 func (s Server) fulcioConfig() ([]byte, error) {
 	issuers := dict{}
 	for _, issuer := range s.Issuers {
@@ -23,10 +24,10 @@ func (s Server) fulcioConfig() ([]byte, error) {
 		}
 		issuers[issuer.URL] = entry
 	}
-	config, err := json.MarshalIndent(dict{
+	config, err := yaml.Marshal(dict{
 		"oidc-issuers":       issuers,
 		"ci-issuer-metadata": dict{"github-workflow": githubWorkflow},
-	}, "", "  ")
+	})
 	if err != nil {
 		return nil, fmt.Errorf("encoding Fulcio's configuration: %w", err)
 	}

@@ -156,7 +156,7 @@ func addChain(files map[string][]byte, keyName, chainName string, since time.Tim
 	return err
 }
 
-func certificate(since time.Time, name string) *x509.Certificate {
+func newCertificate(since time.Time, name string) *x509.Certificate {
 	serial := make([]byte, 16)
 	rand.Read(serial) //nolint:errcheck // never fails, as its documentation says
 	serial[0] &= 0x7f // a serial number is positive
@@ -168,7 +168,7 @@ func certificate(since time.Time, name string) *x509.Certificate {
 }
 
 func authority(since time.Time, name string) *x509.Certificate {
-	c := certificate(since, name)
+	c := newCertificate(since, name)
 	c.IsCA, c.BasicConstraintsValid, c.MaxPathLen = true, true, 1
 	c.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
 	return c
@@ -187,7 +187,7 @@ func timestampLeaf(since time.Time) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := certificate(since, "timestamp authority")
+	c := newCertificate(since, "timestamp authority")
 	c.KeyUsage = x509.KeyUsageDigitalSignature
 	c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 37}, Critical: true, Value: usage}}
 	return c, nil

@@ -188,7 +188,7 @@ func (s Server) Prepare() ([]process.Spec, error) {
 }
 
 func (s Server) logDir() string           { return filepath.Join(s.Dir, "log") }
-func (s Server) fulcioConfigFile() string { return filepath.Join(s.Dir, "fulcio.json") }
+func (s Server) fulcioConfigFile() string { return filepath.Join(s.Dir, "fulcio.yaml") }
 
 func (s Server) environment() []string { return []string{"HOME=" + s.Dir, "LANG=C.UTF-8"} }
 
