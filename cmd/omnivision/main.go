@@ -78,7 +78,7 @@ Argo CD from one Git repository, without a cloud account.`,
 	})
 	root.AddCommand(
 		newUpCommand(), newDownCommand(), newStatusCommand(), newDoctorCommand(),
-		newKubeconfigCommand(), newKubectlCommand(), newGPUCommand(), newNodeCommand(), newEnginesCommand(), newEdgeCommand(), newModulesCommand(), newJobsCommand(),
+		newKubeconfigCommand(), newKubectlCommand(), newGPUCommand(), newNodeCommand(), newEnginesCommand(), newEdgeCommand(), newModulesCommand(), newJobsCommand(), newIssuerCommand(),
 		newPlanCommand(), newReleaseCommand(), newVerifyCommand(), newInsideCommand(),
 	)
 	root.AddCommand(newStageCommands()...)
