@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/omnivision/omnivision/internal/filelock"
+	"github.com/omnivision/omnivision/internal/git"
+	"github.com/omnivision/omnivision/localfleet/advisories"
 	"github.com/omnivision/omnivision/localfleet/buildkit"
 	"github.com/omnivision/omnivision/localfleet/edge/front"
 	"github.com/omnivision/omnivision/localfleet/edge/target"
@@ -21,7 +23,9 @@ import (
 	"github.com/omnivision/omnivision/localfleet/goproxy"
 	"github.com/omnivision/omnivision/localfleet/image"
 	"github.com/omnivision/omnivision/localfleet/inside"
+	"github.com/omnivision/omnivision/localfleet/issuer"
 	"github.com/omnivision/omnivision/localfleet/process"
+	"github.com/omnivision/omnivision/localfleet/sigstore"
 	"github.com/omnivision/omnivision/localfleet/story"
 	"github.com/omnivision/omnivision/localfleet/topology"
 )
@@ -55,8 +59,11 @@ func (f *Fleet) ConveyorSteps() []story.Step {
 		{Name: "base images", Run: f.baseImages},
 		{Name: "conveyor's account", After: []string{"forge"}, Run: f.conveyorAccount},
 		{Name: "BuildKit", After: []string{"conveyor's engines", "view from inside"}, Run: f.startBuildKit},
+		{Name: "identity issuer", After: []string{"forge"}, Run: f.startIssuer},
+		{Name: "Sigstore", After: []string{"conveyor's engines", "view from inside", "identity issuer"}, Run: f.startSigstore},
+		{Name: "vulnerability database", Run: f.vulnerabilityDatabase},
 		{Name: "runner", After: []string{
-			"conveyor's account", "BuildKit", "Go modules", "base images",
+			"conveyor's account", "BuildKit", "Sigstore", "vulnerability database", "Go modules", "base images",
 		}, Run: f.startRunner},
 	}
 }
@@ -193,6 +200,70 @@ func (f *Fleet) buildKit() (buildkit.Server, error) {
 	}, nil
 }
 
+// IssuerCommand is the hidden subcommand that runs the issuers.
+const IssuerCommand = "issuer"
+
+// startIssuer starts who lends identities: to jobs that run, and to root at a shell.
+func (f *Fleet) startIssuer(ctx context.Context, _ func(string)) error {
+	program, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	daemon := issuer.Daemon{
+		Program: program, Args: []string{IssuerCommand}, NetNS: topology.HubNS,
+		Config: issuer.Config{
+			StateDir: f.path("issuer"),
+			Actions: issuer.ActionsConfig{
+				Listen: actionsAddress, ForgeURL: strings.TrimSuffix(f.forge.URL(), "/"),
+				ForgeTokenFile: f.forge.TokenFile("fleet"), RuntimeSecretFile: f.forge.RuntimeSecretFile(),
+			},
+			People: issuer.PeopleConfig{Listen: peopleAddress, Socket: f.issuerSocket()},
+		},
+	}
+	return daemon.Start(ctx, f.sup)
+}
+
+func (f *Fleet) issuerSocket() string { return f.path("issuer", "people.sock") }
+
+func (f *Fleet) startSigstore(ctx context.Context, _ func(string)) error {
+	server, err := f.sigstore()
+	if err != nil {
+		return err
+	}
+	return server.Start(ctx, f.sup)
+}
+
+func (f *Fleet) sigstore() (sigstore.Server, error) {
+	holder, err := inside.Holder(f.sup)
+	if err != nil {
+		return sigstore.Server{}, err
+	}
+	server := sigstore.Server{Dir: f.path("sigstore"), NetNS: topology.HubNS, MountNS: holder, UID: sigstoreUID, GID: sigstoreUID}
+	for name, path := range map[string]*string{
+		"fulcio": &server.Programs.Fulcio, "rekor-server": &server.Programs.Rekor, "timestamp-server": &server.Programs.Timestamp,
+	} {
+		if *path, err = f.program(name); err != nil {
+			return sigstore.Server{}, err
+		}
+	}
+	return server, nil
+}
+
+// vulnerabilityDatabase brings a database to where Trivy downloads its own from.
+func (f *Fleet) vulnerabilityDatabase(ctx context.Context, _ func(string)) error {
+	dir, err := os.MkdirTemp("", "omnivision-advisories-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir) //nolint:errcheck // a temporary folder
+	if err := advisories.Write(ctx, dir, time.Now()); err != nil {
+		return err
+	}
+	transport := hubTransport()
+	defer transport.CloseIdleConnections()
+	return advisories.Push(ctx, dir, "http://"+registryAddress, transport)
+}
+
 // startRunner registers the runner that executes workflows.
 func (f *Fleet) startRunner(ctx context.Context, _ func(string)) error {
 	program, err := f.program("runner")
@@ -228,10 +299,17 @@ func (f *Fleet) conveyorEnvironment() ([]string, error) {
 		return nil, err
 	}
 	path := []string{own, engines, "/usr/local/go/bin", "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}
+	witnesses, err := f.sigstore()
+	if err != nil {
+		return nil, err
+	}
 	return []string{
 		"PATH=" + strings.Join(path, ":"),
 		"GOPROXY=" + goproxy.URL,
 		"BUILDKIT_HOST=" + server.Address(),
+		"OMNIVISION_TRUSTED_ROOT=" + witnesses.TrustedRootFile(),
+		"OMNIVISION_SIGNING_CONFIG=" + witnesses.SigningConfigFile(),
+		"ACTIONS_ID_TOKEN_REQUEST_URL=" + issuer.ActionsURL + "/token",
 	}, nil
 }
 
@@ -285,18 +363,25 @@ func copyProgram(from, to string) error {
 	return os.Rename(unfinished, to)
 }
 
+// Addresses of the issuers in the hub.
+const (
+	actionsAddress = "127.0.0.1:3005"
+	peopleAddress  = "127.0.0.1:3006"
+)
+
 // conveyorRoutes are the names of the public Sigstore and of GitHub's token issuer, with
 // who answers for them inside the fleet. Nobody does until the first release.
 func conveyorRoutes() []front.Route {
-	at := func(address string) target.Target {
-		return target.Target{NetNS: topology.HubNS, Address: address}
+	backends := sigstore.Server{}.Backends()
+	backends[hostOf(strings.TrimPrefix(issuer.ActionsURL, "https://"))] = actionsAddress
+	backends[hostOf(strings.TrimPrefix(issuer.PeopleURL, "https://"))] = peopleAddress
+	var routes []front.Route
+	for _, host := range sortedKeys(backends) {
+		routes = append(routes, front.Route{
+			Hosts: []string{host}, Kind: front.Proxy, Target: target.Target{NetNS: topology.HubNS, Address: backends[host]},
+		})
 	}
-	return []front.Route{
-		{Hosts: []string{"fulcio.sigstore.dev"}, Kind: front.Proxy, Target: at("127.0.0.1:5555")},
-		{Hosts: []string{"log2025-1.rekor.sigstore.dev"}, Kind: front.Proxy, Target: at("127.0.0.1:3003")},
-		{Hosts: []string{"timestamp.sigstore.dev"}, Kind: front.Proxy, Target: at("127.0.0.1:3004")},
-		{Hosts: []string{"token.actions.githubusercontent.com", "oauth2.sigstore.dev"}, Kind: front.Proxy, Target: at("127.0.0.1:3005")},
-	}
+	return routes
 }
 
 // allHosts are all names that the fleet answers for.
@@ -323,8 +408,23 @@ func (f *Fleet) Inside(ctx context.Context) (env []string, start func(func() err
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the conveyor's token at the forge: %w", err)
 	}
-	env = append(env, forgeTokenSecret+"="+strings.TrimSpace(string(token)))
+	identity, err := issuer.PersonToken(ctx, f.issuerSocket(), "sigstore", person(ctx))
+	if err != nil {
+		return nil, nil, err
+	}
+	env = append(env, forgeTokenSecret+"="+strings.TrimSpace(string(token)), "SIGSTORE_ID_TOKEN="+identity)
 	return env, func(run func() error) error { return process.Within(topology.HubNS, holder, run) }, nil
+}
+
+// person is the address that whoever is at the shell commits with.
+func person(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	address, err := git.Own(".").Line(ctx, "config", "user.email")
+	if err != nil || !strings.Contains(address, "@") {
+		return "operator@omnivision.invalid"
+	}
+	return address
 }
 
 func (f *Fleet) forgeTokenFile() string {

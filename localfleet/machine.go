@@ -136,6 +136,7 @@ const (
 	forgeUID    = 64101
 	runnerUID   = 64102
 	registryUID = 64103
+	sigstoreUID = 64104
 )
 
 func (f *Fleet) path(parts ...string) string {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"github.com/omnivision/omnivision/localfleet"
 	"github.com/omnivision/omnivision/localfleet/issuer"
 	"github.com/spf13/cobra"
 )
@@ -8,7 +9,7 @@ import (
 // newIssuerCommand is what 'up' starts; nobody else needs to.
 func newIssuerCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:    "issuer CONFIG",
+		Use:    localfleet.IssuerCommand + " CONFIG",
 		Short:  "Issue identity tokens to the running jobs of a local fleet's forge",
 		Hidden: true,
 		Args:   cobra.ExactArgs(1),

@@ -78,8 +78,9 @@ Argo CD from one Git repository, without a cloud account.`,
 	})
 	root.AddCommand(
 		newUpCommand(), newDownCommand(), newStatusCommand(), newDoctorCommand(),
-		newKubeconfigCommand(), newKubectlCommand(), newGPUCommand(), newNodeCommand(), newEnginesCommand(), newEdgeCommand(), newModulesCommand(), newJobsCommand(), newIssuerCommand(),
-		newPlanCommand(), newReleaseCommand(), newVerifyCommand(), newInsideCommand(),
+		newKubeconfigCommand(), newKubectlCommand(), newGPUCommand(), newNodeCommand(), newEnginesCommand(), newInsideCommand(),
+		newPlanCommand(), newReleaseCommand(), newVerifyCommand(), newRescanCommand(),
+		newEdgeCommand(), newModulesCommand(), newJobsCommand(), newIssuerCommand(),
 	)
 	root.AddCommand(newStageCommands()...)
 	return root

@@ -348,10 +348,11 @@ func Catalogue() []Engine {
 			Scratch: 4 << 30,
 		},
 		{
-			// Its use of the JSON experiment is that of Go 1.26.
-			Name:       "trivy",
-			Purpose:    "Trivy, which stops vulnerable images",
-			Module:     trivyModule,
+			Name:    "trivy",
+			Purpose: "Trivy, which stops vulnerable images",
+			Module:  trivyModule,
+			// It is written for the experimental encoding/json/v2 of Go 1.26, which
+			// Go 1.27 took in with other names (json.SkipFunc is gone).
 			Toolchain:  "go1.26.8",
 			Experiment: "jsonv2",
 			Stamps:     []Stamp{bare(trivyModule+"/pkg/version/app.ver", trivyModule)},

@@ -160,6 +160,11 @@ func (s *Server) tokenPath(name string) string {
 // TokenFile is where EnsureToken keeps the token called name.
 func (s *Server) TokenFile(name string) string { return s.tokenPath(name) }
 
+// RuntimeSecretFile holds what signs the tokens that Gitea lends to running jobs.
+func (s *Server) RuntimeSecretFile() string {
+	return filepath.Join(s.config.secretsDir(), "jwt-secret")
+}
+
 // EnsureToken returns the token, which it makes unless the file that keeps it
 // and Gitea agree on one with these scopes. Gitea shows a token only once.
 func (s *Server) EnsureToken(ctx context.Context, t Token) (string, error) {
