@@ -100,6 +100,34 @@ func (r Report) Packages() (count int) {
 	return count
 }
 
+// known is an error where Trivy did not look at all of the image, and says so in its log
+// alone. Of a system that it does not know, and of one whose list of packages was
+// removed, it leaves out the result.
+func (r Report) known() error {
+	system := r.Metadata.OS
+	switch {
+	case system.EOSL:
+		return fmt.Errorf("its base, %s %s, is out of support: nobody publishes what is wrong with it; move to a supported release", Plain(system.Family), Plain(system.Name))
+	case system.Family != "" && system.Family != noSystem && !r.hasSystemPackages():
+		return fmt.Errorf("its base, %s %s, was recognised, but none of its packages: either Trivy does not know that system, or the list of packages was removed; take a base that Trivy knows, as it is", Plain(system.Family), Plain(system.Name))
+	case r.Packages() == 0:
+		return errors.New("no package was recognised in it, and what Trivy cannot look into it cannot call clean; build it so that the programs keep their build information, or on a base whose packages Trivy knows")
+	}
+	return nil
+}
+
+// noSystem is what Trivy calls the system of packages that belong to none.
+const noSystem = "none"
+
+func (r Report) hasSystemPackages() bool {
+	for _, result := range r.Results {
+		if result.Class == "os-pkgs" && len(result.Packages) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // Findings lists all vulnerabilities of the report.
 func (r Report) Findings() []Finding {
 	var all []Finding
@@ -141,18 +169,18 @@ func (e *VulnerableError) Error() string {
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "  SEVERITY\tID\tPACKAGE\tINSTALLED\tFIXED IN\tWHERE")
 	for _, f := range e.Findings {
-		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\t%s\n", f.Severity, plain(f.ID), plain(f.Package), plain(f.Installed), cmp.Or(plain(f.Fixed), "none yet"), plain(f.Where))
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\t%s\n", f.Severity, Plain(f.ID), Plain(f.Package), Plain(f.Installed), cmp.Or(Plain(f.Fixed), "none yet"), Plain(f.Where))
 	}
 	_ = w.Flush() // a strings.Builder does not fail
 	for _, x := range e.Expired {
-		fmt.Fprintf(&b, "The exception for %s in %s ended on %s.\n", plain(x.ID), plain(x.Package), x.Expires)
+		fmt.Fprintf(&b, "The exception for %s in %s ended on %s.\n", Plain(x.ID), Plain(x.Package), x.Expires)
 	}
 	b.WriteString("Update what is affected, or add a reviewed exception with a reason and an end to conveyor/exceptions.yaml.")
 	return b.String()
 }
 
-// plain keeps text of an image from steering a terminal or breaking the table.
-func plain(text string) string {
+// Plain keeps text of an image from steering a terminal or breaking the table.
+func Plain(text string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) || unicode.Is(unicode.Cf, r) {
 			return -1

@@ -6,8 +6,11 @@
 // them. It fails closed: a database that is missing or stale, a report that is not
 // understood, or an image in which nothing was recognised is no proof of health (P37).
 //
-// Trivy runs without a shell, in an empty directory, and without the caller's TRIVY_
-// variables, so that no ignore file or setting that happens to lie about decides.
+// Trivy runs without a shell, in an empty directory, without the caller's TRIVY_
+// variables and the modules of the user's home, so that no ignore file, setting or
+// extension that happens to lie about decides. It keeps nothing between scans but its
+// database: what it found in a layer before is not believed, and two scans at once do
+// not wait for each other.
 package scan
 
 import (
@@ -99,6 +102,11 @@ func (s Scanner) Scan(ctx context.Context, app string, targets []Target, report 
 		result   = Result{Scanned: s.time().UTC().Truncate(time.Second), Counts: map[Severity]int{}}
 		findings []Finding
 	)
+	if s.Offline { // a database that is not there, or stale, stays so
+		if err := s.learn(ctx, &result); err != nil {
+			return Result{}, err
+		}
+	}
 	for _, target := range targets {
 		report(target.Platform)
 		image, found, err := s.image(ctx, target)
@@ -108,13 +116,10 @@ func (s Scanner) Scan(ctx context.Context, app string, targets []Target, report 
 		result.Images = append(result.Images, image)
 		findings = append(findings, found...)
 	}
-	// Asked afterwards: the first scan may have brought a newer database.
-	var err error
-	if result.Scanner, result.Database, err = s.version(ctx); err != nil {
-		return Result{}, err
-	}
-	if err := s.Fresh(result.Database); err != nil {
-		return Result{}, err
+	if !s.Offline { // asked afterwards: the first scan may have brought a newer one
+		if err := s.learn(ctx, &result); err != nil {
+			return Result{}, err
+		}
 	}
 	findings = once(findings)
 	for _, f := range findings {
@@ -126,6 +131,14 @@ func (s Scanner) Scan(ctx context.Context, app string, targets []Target, report 
 		return result, &VulnerableError{Findings: stopping, Expired: s.Exceptions.expired(app, stopping, s.time())}
 	}
 	return result, nil
+}
+
+// learn asks for the scanner and its database, and refuses a stale one.
+func (s Scanner) learn(ctx context.Context, result *Result) (err error) {
+	if result.Scanner, result.Database, err = s.version(ctx); err != nil {
+		return err
+	}
+	return s.Fresh(result.Database)
 }
 
 // Fresh reports ErrStale if a database is too old to be relied on.
@@ -182,7 +195,11 @@ func (s Scanner) image(ctx context.Context, target Target) (Image, []Finding, er
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // below the system's temporary directory
 	reportFile, sbomFile := filepath.Join(dir, "report.json"), filepath.Join(dir, "sbom.json")
-	if _, err := s.run(ctx, dir, s.imageArgs(target, reportFile)...); err != nil {
+	args, err := s.imageArgs(target, dir, reportFile)
+	if err != nil {
+		return Image{}, nil, err
+	}
+	if _, err := s.run(ctx, dir, args...); err != nil {
 		return Image{}, nil, err
 	}
 	raw, err := readLimited(reportFile)
@@ -193,11 +210,8 @@ func (s Scanner) image(ctx context.Context, target Target) (Image, []Finding, er
 	if err != nil {
 		return Image{}, nil, err
 	}
-	if os := parsed.Metadata.OS; os.EOSL {
-		return Image{}, nil, fmt.Errorf("its base, %s %s, is out of support: nobody publishes what is wrong with it; move to a supported release", plain(os.Family), plain(os.Name))
-	}
-	if parsed.Packages() == 0 {
-		return Image{}, nil, errors.New("no package was recognised in it, and what Trivy cannot look into it cannot call clean; build it so that the programs keep their build information, or on a base whose packages Trivy knows")
+	if err := parsed.known(); err != nil {
+		return Image{}, nil, err
 	}
 	if _, err := s.run(ctx, dir, "convert", "--format", "cyclonedx", "--output", sbomFile, reportFile); err != nil {
 		return Image{}, nil, fmt.Errorf("making the SBOM: %w", err)
@@ -212,9 +226,14 @@ func (s Scanner) image(ctx context.Context, target Target) (Image, []Finding, er
 	return Image{Platform: target.Platform, Digest: digest, Packages: parsed.Packages(), Report: raw, SBOM: sbom}, parsed.Findings(), nil
 }
 
-func (s Scanner) imageArgs(target Target, out string) []string {
+func (s Scanner) imageArgs(target Target, dir, out string) ([]string, error) {
+	cache, err := filepath.Abs(s.CacheDir) // Trivy runs in another directory
+	if err != nil {
+		return nil, err
+	}
 	args := []string{
-		"image", "--cache-dir", s.CacheDir, "--image-src", "remote", "--scanners", "vuln", "--list-all-pkgs",
+		"image", "--cache-dir", cache, "--cache-backend", "memory", "--module-dir", filepath.Join(dir, "none"),
+		"--image-src", "remote", "--scanners", "vuln", "--list-all-pkgs",
 		"--format", "json", "--output", out, "--exit-code", "0", "--no-progress", "--disable-telemetry", "--skip-version-check",
 	}
 	if s.Offline {
@@ -226,7 +245,7 @@ func (s Scanner) imageArgs(target Target, out string) []string {
 	if s.Insecure {
 		args = append(args, "--insecure")
 	}
-	return append(args, "--", target.Reference)
+	return append(args, "--", target.Reference), nil
 }
 
 // version asks for the program's version and its database.
@@ -236,7 +255,11 @@ func (s Scanner) version(ctx context.Context) (string, Database, error) {
 		return "", Database{}, err
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // below the system's temporary directory
-	out, err := s.run(ctx, dir, "version", "--format", "json", "--cache-dir", s.CacheDir)
+	cache, err := filepath.Abs(s.CacheDir)
+	if err != nil {
+		return "", Database{}, err
+	}
+	out, err := s.run(ctx, dir, "version", "--format", "json", "--cache-dir", cache)
 	if err != nil {
 		return "", Database{}, fmt.Errorf("asking Trivy for its database: %w", err)
 	}
@@ -261,15 +284,21 @@ func (s Scanner) run(ctx context.Context, dir string, args ...string) ([]byte, e
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not done within %s", timeout))
 	defer cancel()
-	cmd := exec.CommandContext(ctx, s.Program, args...)
+	program, err := exec.LookPath(s.Program)
+	if err == nil {
+		program, err = filepath.Abs(program)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("looking for Trivy's program: %w", err)
+	}
+	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir, cmd.WaitDelay = dir, 5*time.Second
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
 		return strings.HasPrefix(v, "TRIVY_") && !strings.HasPrefix(v, "TRIVY_USERNAME=") && !strings.HasPrefix(v, "TRIVY_PASSWORD=")
 	})
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err := cmd.Run()
-	if err == nil {
+	if err = cmd.Run(); err == nil {
 		return stdout.Bytes(), nil
 	}
 	if cause := context.Cause(ctx); cause != nil {
