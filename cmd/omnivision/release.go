@@ -43,9 +43,7 @@ type releaseFlags struct {
 	layouts         map[string]string
 	platforms       []string
 
-	trivy, trivyCache string
-	offline           bool
-
+	scanning  scannerFlags
 	trust     trustFlags
 	plainHTTP bool
 	forgeCA   string
@@ -122,9 +120,7 @@ func (f *releaseFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.cache, "build-cache", "", "image reference that keeps layers between builds on fresh machines")
 	flags.StringToStringVar(&f.layouts, "base-image", nil, "IMAGE=DIR: an OCI layout in place of a base image that cannot be pulled")
 	flags.StringSliceVar(&f.platforms, "platform", nil, "platforms of the image (default: those of conveyor/apps.yaml)")
-	flags.StringVar(&f.trivy, "trivy", "trivy", "Trivy's program")
-	flags.StringVar(&f.trivyCache, "trivy-cache", "", "where Trivy keeps its database (default: omnivision/trivy in the user's cache)")
-	flags.BoolVar(&f.offline, "offline-scan", false, "use the vulnerability database that is there")
+	f.scanning.add(cmd)
 	flags.BoolVar(&f.plainHTTP, "plain-http", false, "speak HTTP to the registries")
 	flags.StringVar(&f.forgeCA, "forge-ca", "", "file of further certificate authorities of the forge")
 	flags.DurationVar(&f.timeout, "timeout", time.Hour, "give up after this time")
@@ -197,7 +193,7 @@ func (f *releaseFlags) release(ctx context.Context, until string) (release.Relea
 	if err != nil {
 		return release.Release{}, err
 	}
-	scanner, err := f.scanner()
+	scanner, err := f.scanning.scanner(f.dir, f.plainHTTP)
 	if err != nil {
 		return release.Release{}, err
 	}
@@ -255,22 +251,6 @@ func (f *releaseFlags) repositories(tree *fleet.Fleet) ([]name.Repository, error
 		}
 	}
 	return all, nil
-}
-
-func (f *releaseFlags) scanner() (release.Scanner, error) {
-	cache, err := cacheDir(f.trivyCache, "trivy", "--trivy-cache")
-	if err != nil {
-		return nil, err
-	}
-	src, err := os.ReadFile(filepath.Join(f.dir, "conveyor", "exceptions.yaml"))
-	if err != nil {
-		return nil, err
-	}
-	exceptions, err := scan.ParseExceptions(src)
-	if err != nil {
-		return nil, err
-	}
-	return scan.Scanner{Program: f.trivy, CacheDir: cache, Offline: f.offline, Insecure: f.plainHTTP, Exceptions: exceptions}, nil
 }
 
 func (f *releaseFlags) proposer(ctx context.Context, tree *fleet.Fleet) (release.Proposer, error) {

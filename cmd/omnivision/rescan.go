@@ -1,0 +1,96 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/spf13/cobra"
+
+	"github.com/omnivision/omnivision/conveyor/rescan"
+)
+
+type rescanFlags struct {
+	source, tree, output string
+	scanning             scannerFlags
+	plainHTTP            bool
+	timeout              time.Duration
+}
+
+func newRescanCommand() *cobra.Command {
+	var flags rescanFlags
+	cmd := &cobra.Command{
+		Use:   "rescan",
+		Short: "Scan anew for vulnerabilities what Git says is deployed",
+		Long: `Scan anew for vulnerabilities what Git says is deployed: an image that was clean
+when it was released need not be clean today. Each cluster's registry is asked
+for the digest that Git names there; what several clusters run is scanned once.
+No cluster is asked. An image that is gone or cannot be scanned does not keep
+the others from being scanned.
+
+Exits with 3 if an image has a HIGH or CRITICAL vulnerability that no exception
+of conveyor/exceptions.yaml covers, and with 1 if one could not be looked at.`,
+		Example: `  omnivision rescan
+  omnivision rescan --tree ../omnivision-gitops
+  omnivision rescan -o json | jq '.deployed[] | select(.status == "vulnerable")'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeoutCause(cmd.Context(), flags.timeout, fmt.Errorf("the rescan took longer than %s: allow more with --timeout", flags.timeout))
+			defer cancel()
+			return flags.run(ctx, cmd)
+		},
+	}
+	flags.add(cmd)
+	return cmd
+}
+
+func (f *rescanFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.source, "source", ".", "checkout of the source repository, for its exceptions")
+	flags.StringVar(&f.tree, "tree", "", "directory of the GitOps tree (default: omnivision-gitops in the source)")
+	flags.BoolVar(&f.plainHTTP, "plain-http", false, "speak HTTP to the registries")
+	flags.DurationVar(&f.timeout, "timeout", 30*time.Minute, "give up after this time")
+	f.scanning.add(cmd)
+	outputFlag(cmd, &f.output)
+}
+
+func (f *rescanFlags) run(ctx context.Context, cmd *cobra.Command) error {
+	scanner, err := f.scanning.scanner(f.source, f.plainHTTP)
+	if err != nil {
+		return err
+	}
+	look := rescan.Rescan{
+		Scanner: scanner, PlainHTTP: f.plainHTTP,
+		Registry: []remote.Option{remote.WithAuthFromKeychain(authn.DefaultKeychain)},
+	}
+	tree := os.DirFS(cmp.Or(f.tree, filepath.Join(f.source, "omnivision-gitops")))
+	report, err := look.Run(ctx, tree, func(what string) { fmt.Fprintln(cmd.ErrOrStderr(), what) })
+	if err != nil {
+		return err
+	}
+	if f.output == "json" {
+		err = printJSON(cmd.OutOrStdout(), report)
+	} else {
+		err = report.WriteText(cmd.OutOrStdout())
+	}
+	if err != nil {
+		return err
+	}
+	return verdict(report)
+}
+
+func verdict(report rescan.Report) error {
+	switch {
+	case report.Has(rescan.Vulnerable):
+		return codedError{exitUnhealthy, errors.New("what is deployed is vulnerable: see above")}
+	case report.Has(rescan.Unknown):
+		return errors.New("not all that is deployed could be looked at: see above")
+	}
+	return nil
+}
