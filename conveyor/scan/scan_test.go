@@ -233,7 +233,7 @@ func TestScanFailsClosed(t *testing.T) {
 		"a finding names no package":        {answers: answers{Reports: map[string]string{amd64: strings.ReplaceAll(report(Low), "PkgName", "Other")}}, want: "no package"},
 		"nothing was recognised":            {answers: answers{Reports: map[string]string{amd64: `{"SchemaVersion":2}`}}, want: "no package was recognised"},
 		"the base is out of support":        {answers: answers{Reports: map[string]string{amd64: `{"SchemaVersion":2,"Metadata":{"OS":{"Family":"alpine","Name":"3.9.4","EOSL":true}}}`}}, want: "alpine 3.9.4, is out of support"},
-		"the base's packages are not known": {answers: answers{Reports: map[string]string{amd64: strings.Replace(clean, `"Results"`, `"Metadata":{"OS":{"Family":"slackware","Name":"15.0"}},"Results"`, 1)}}, want: "slackware 15.0, was recognised, but none of its packages"},
+		"the base's packages are not known": {answers: answers{Reports: map[string]string{amd64: strings.Replace(clean, `"Results"`, `"Metadata":{"OS":{"Family":"fedora","Name":"42"}},"Results"`, 1)}}, want: "fedora 42, was recognised, but none of its packages"},
 		"there is no image":                 {targets: []Target{}, want: "no image to scan"},
 		"a tag is named":                    {targets: []Target{{"linux/amd64", "example.com/worker:1"}}, want: "only a digest is scanned"},
 		"there is no such program":          {change: func(s *Scanner) { s.Program = "/nonexistent/trivy" }, want: "no such file"},

@@ -169,7 +169,7 @@ func TestTrivyFindsWhatWasPublished(t *testing.T) {
 		"a vulnerable library of Debian":          {files: debianWith("glibc", "libc6", "2.36-9+deb12u2"), want: []string{"CVE-2023-4911 libc6 2.36-9+deb12u2 2.36-9+deb12u3 HIGH", "CVE-2024-2961 libc6 2.36-9+deb12u2 2.36-9+deb12u6 HIGH"}},
 		"a fixed library of Debian":               {files: debianWith("glibc", "libc6", "2.36-9+deb12u14")},
 		"nothing that Trivy recognises":           {files: map[string]string{"usr/local/bin/worker": "#!/bin/sh\n"}, fails: "no package was recognised"},
-		"a system that Trivy does not know":       {files: map[string]string{"etc/os-release": "ID=arch\nNAME=Arch\n", "etc/arch-release": "", "usr/local/bin/worker": fixed}, fails: ""},
+		"a system that Trivy does not scan":       {files: map[string]string{"etc/os-release": "ID=fedora\nVERSION_ID=42\n", "usr/local/bin/worker": fixed}, fails: "none of its packages"},
 		"a Debian whose package list was removed": {files: map[string]string{"etc/debian_version": "12.12\n", "etc/os-release": "ID=debian\nVERSION_ID=\"12\"\n", "usr/local/bin/worker": fixed}, fails: "none of its packages"},
 		"a Debian that is out of support":         {files: map[string]string{"etc/debian_version": "9.13\n", "etc/os-release": "ID=debian\nVERSION_ID=\"9\"\n", "var/lib/dpkg/status.d/libc6": "Package: libc6\nSource: glibc\nVersion: 2.24-11\n"}, fails: "out of support"},
 	} {
