@@ -68,8 +68,9 @@ Each stage leaves its evidence in a folder, and a stage whose result still holds
 is not done again: run the same command after any failure or kill. build, scan,
 sign and propose are the same belt up to that stage.
 
-The image is signed with the job's identity where a signing config and a
-trusted root name a Sigstore, or with --key. The token for the pull request is
+The image is signed with the job's identity by the public Sigstore, or by the one
+that --trusted-root and --signing-config name (` + trustedRootVariable + `,
+` + signingConfigVariable + `), or with --key. The token for the pull request is
 read from ` + forgeTokenVariable + `.
 
 Exits with 3 if a vulnerability stops the belt.`

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/tls"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/sigstore/sigstore-go/pkg/root"
+	"github.com/sigstore/sigstore-go/pkg/tuf"
 	"github.com/spf13/cobra"
 
 	"github.com/omnivision/omnivision/conveyor/sign"
@@ -31,11 +33,18 @@ type trustFlags struct {
 
 func (f *trustFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&f.trustedRoot, "trusted-root", "", "trusted_root.json of the Sigstore that signs without a key")
-	flags.StringVar(&f.signingConfig, "signing-config", "", "signing_config.json: where that Sigstore's services are")
+	flags.StringVar(&f.trustedRoot, "trusted-root", os.Getenv(trustedRootVariable), "trusted_root.json of the Sigstore that signs without a key (default: "+trustedRootVariable+", or the public Sigstore's)")
+	flags.StringVar(&f.signingConfig, "signing-config", os.Getenv(signingConfigVariable), "signing_config.json: where that Sigstore's services are (default: "+signingConfigVariable+", or the public Sigstore's)")
 	flags.StringVar(&f.key, "key", "", "private key to sign with where no Sigstore can be reached (PEM, PKCS #8, P-256)")
-	flags.StringVar(&f.tokenFile, "identity-token", "", "file with the job's OIDC token (default: SIGSTORE_ID_TOKEN, or GitHub Actions)")
+	flags.StringVar(&f.tokenFile, "identity-token", os.Getenv(identityTokenVariable), "file with the job's OIDC token (default: "+identityTokenVariable+", else the token in SIGSTORE_ID_TOKEN, else GitHub Actions)")
 }
+
+// Environment variables that a job is given in place of flags.
+const (
+	trustedRootVariable   = "OMNIVISION_TRUSTED_ROOT"
+	signingConfigVariable = "OMNIVISION_SIGNING_CONFIG"
+	identityTokenVariable = "OMNIVISION_IDENTITY_TOKEN"
+)
 
 // signer is asked for when something is to be signed.
 func (f *trustFlags) signer(ctx context.Context) (*sign.Signer, error) {
@@ -46,22 +55,64 @@ func (f *trustFlags) signer(ctx context.Context) (*sign.Signer, error) {
 		}
 		return sign.WithKey(raw)
 	}
-	if f.trustedRoot == "" || f.signingConfig == "" {
-		return nil, errors.New("nobody is to sign: name a Sigstore with --trusted-root and --signing-config, or a key with --key")
-	}
-	trusted, err := root.NewTrustedRootFromPath(f.trustedRoot)
+	services, err := f.services(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("reading the trusted root %s: %w", f.trustedRoot, err)
-	}
-	config, err := root.NewSigningConfigFromPath(f.signingConfig)
-	if err != nil {
-		return nil, fmt.Errorf("reading the signing config %s: %w", f.signingConfig, err)
+		return nil, err
 	}
 	token, err := f.token(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return sign.Keyless(ctx, sign.Services{Config: config, Root: trusted}, token)
+	return sign.Keyless(ctx, services, token)
+}
+
+// services are those of the Sigstore that is named, or of the public one. Half of each would be neither.
+func (f *trustFlags) services(ctx context.Context) (sign.Services, error) {
+	if (f.trustedRoot == "") != (f.signingConfig == "") {
+		return sign.Services{}, codedError{exitUsage, errors.New("a trusted root and a signing config belong together: give --trusted-root and --signing-config, or neither for the public Sigstore")}
+	}
+	trusted, err := trustedRoot(ctx, f.trustedRoot)
+	if err != nil {
+		return sign.Services{}, err
+	}
+	config, err := signingConfig(ctx, f.signingConfig)
+	return sign.Services{Config: config, Root: trusted}, err
+}
+
+// trustedRoot reads a file, or without one asks the public Sigstore's TUF repository.
+func trustedRoot(ctx context.Context, path string) (*root.TrustedRoot, error) {
+	if path != "" {
+		trusted, err := root.NewTrustedRootFromPath(path)
+		if err != nil {
+			return nil, fmt.Errorf("reading the trusted root %s: %w", path, err)
+		}
+		return trusted, nil
+	}
+	return fetchPublic(ctx, root.FetchTrustedRootWithOptions)
+}
+
+func signingConfig(ctx context.Context, path string) (*root.SigningConfig, error) {
+	if path != "" {
+		config, err := root.NewSigningConfigFromPath(path)
+		if err != nil {
+			return nil, fmt.Errorf("reading the signing config %s: %w", path, err)
+		}
+		return config, nil
+	}
+	return fetchPublic(ctx, root.FetchSigningConfigWithOptions)
+}
+
+const publicTimeout = time.Minute
+
+// fetchPublic begins with the root of trust that is built in. What was fetched today is not fetched again.
+func fetchPublic[T any](ctx context.Context, fetch func(*tuf.Options) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, publicTimeout, fmt.Errorf("no answer within %s", publicTimeout))
+	defer cancel()
+	fetched, err := fetch(tuf.DefaultOptions().WithContext(ctx).WithCacheValidity(1))
+	if err != nil {
+		return fetched, fmt.Errorf("fetching what verifies the public Sigstore from %s: %w; name another Sigstore with --trusted-root and --signing-config, or sign with --key", tuf.DefaultMirror, err)
+	}
+	return fetched, nil
 }
 
 // policy believes what an identity signed in an earlier run. A trusted root or key that
@@ -78,7 +129,7 @@ func (f *trustFlags) policy(identity verify.Identity) verify.Policy {
 		}
 		return signer.Policy()
 	}
-	trusted, err := root.NewTrustedRootFromPath(f.trustedRoot)
+	trusted, err := trustedRoot(context.Background(), f.trustedRoot)
 	if err != nil {
 		return verify.Policy{}
 	}
@@ -97,7 +148,14 @@ func (f *trustFlags) token(ctx context.Context) (string, error) {
 	if token := os.Getenv("SIGSTORE_ID_TOKEN"); token != "" {
 		return token, nil
 	}
-	return actionsToken(ctx, os.Getenv("ACTIONS_ID_TOKEN_REQUEST_URL"), os.Getenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN"))
+	return actionsToken(ctx, os.Getenv("ACTIONS_ID_TOKEN_REQUEST_URL"), jobCredential())
+}
+
+// jobCredential is what a job proves with which one it is. Gitea's runner lends its jobs only
+// the token for the runner's own services, and where the address is set beside it, its
+// issuer takes that one.
+func jobCredential() string {
+	return cmp.Or(os.Getenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN"), os.Getenv("ACTIONS_RUNTIME_TOKEN"))
 }
 
 // audience is whom Fulcio wants tokens to be for.
@@ -130,7 +188,8 @@ func actionsToken(ctx context.Context, address, bearer string) (string, error) {
 	defer resp.Body.Close() //nolint:errcheck // read as far as needed
 	var answer struct{ Value string }
 	if resp.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("asking for the job's identity token: the answer is %s; the job needs the permission id-token: write", resp.Status)
+		said, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10)) // as far as it can be read
+		return "", fmt.Errorf("asking for the job's identity token: the answer is %s %q; the job needs the permission id-token: write", resp.Status, said)
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&answer); err != nil {
 		return "", fmt.Errorf("reading the job's identity token: %w", err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -14,7 +15,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/sigstore/sigstore-go/pkg/root"
 	"github.com/spf13/cobra"
 
 	"github.com/omnivision/omnivision/conveyor/verify"
@@ -82,7 +82,7 @@ image the SBOM or the scan.`,
 
 func (f *verifyFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&f.trustedRoot, "trusted-root", "", "trusted_root.json of the Sigstore that the image was signed with")
+	flags.StringVar(&f.trustedRoot, "trusted-root", os.Getenv(trustedRootVariable), "trusted_root.json of the Sigstore that the image was signed with (default: "+trustedRootVariable+", or the public Sigstore's)")
 	flags.StringVar(&f.subject, "identity", "", "who must have signed: the workflow with its ref, in full")
 	flags.StringVar(&f.issuer, "issuer", "", "who must have vouched for the identity")
 	flags.StringVar(&f.key, "key", "", "public key that must have signed instead (PEM)")
@@ -91,15 +91,15 @@ func (f *verifyFlags) add(cmd *cobra.Command) {
 	cmd.MarkFlagsMutuallyExclusive("key", "trusted-root")
 	cmd.MarkFlagsMutuallyExclusive("key", "identity")
 	cmd.PreRunE = func(*cobra.Command, []string) error {
-		if keyless := f.trustedRoot != "" && f.subject != "" && f.issuer != ""; f.key == "" && !keyless {
-			return codedError{exitUsage, errors.New("say whom to trust: --trusted-root with --identity and --issuer, or --key")}
+		if keyless := f.subject != "" && f.issuer != ""; f.key == "" && !keyless {
+			return codedError{exitUsage, errors.New("say whom to trust: --identity and --issuer, with --trusted-root unless it is the public Sigstore; or --key")}
 		}
 		return nil
 	}
 	outputFlag(cmd, &f.output)
 }
 
-func (f *verifyFlags) policy() (verify.Policy, error) {
+func (f *verifyFlags) policy(ctx context.Context) (verify.Policy, error) {
 	if f.key != "" {
 		key, err := publicKey(f.key)
 		if err != nil {
@@ -107,15 +107,15 @@ func (f *verifyFlags) policy() (verify.Policy, error) {
 		}
 		return verify.WithKey(key)
 	}
-	trusted, err := root.NewTrustedRootFromPath(f.trustedRoot)
+	trusted, err := trustedRoot(ctx, f.trustedRoot)
 	if err != nil {
-		return verify.Policy{}, fmt.Errorf("reading the trusted root %s: %w", f.trustedRoot, err)
+		return verify.Policy{}, err
 	}
 	return verify.Policy{Root: trusted, Identity: verify.Identity{Subject: f.subject, Issuer: f.issuer}}, nil
 }
 
 func (f *verifyFlags) verify(ctx context.Context, image string) (verified, error) {
-	policy, err := f.policy()
+	policy, err := f.policy(ctx)
 	if err != nil {
 		return verified{}, err
 	}

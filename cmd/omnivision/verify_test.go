@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -18,6 +19,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/spf13/cobra"
 
 	"github.com/omnivision/omnivision/conveyor/sign"
 	"github.com/omnivision/omnivision/conveyor/sign/signtest"
@@ -208,5 +210,53 @@ func TestTokenOfARunningJobIsAskedForSigstore(t *testing.T) {
 	}
 	if _, err := actionsToken(t.Context(), "", ""); err == nil || !strings.Contains(err.Error(), "--identity-token") {
 		t.Errorf("outside of a job: %v", err)
+	}
+}
+
+// Gitea's runner sets no ACTIONS_ID_TOKEN_REQUEST_TOKEN.
+func TestJobProvesItselfByWhatItsRunnerLends(t *testing.T) {
+	for name, test := range map[string]struct{ request, runtime, want string }{
+		"GitHub":  {"request", "runtime", "request"},
+		"Gitea":   {"", "runtime", "runtime"},
+		"neither": {"", "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN", test.request)
+			t.Setenv("ACTIONS_RUNTIME_TOKEN", test.runtime)
+			if got := jobCredential(); got != test.want {
+				t.Errorf("it is %q, want %q", got, test.want)
+			}
+		})
+	}
+}
+
+func TestTrustComesFromTheEnvironmentUnlessAFlagSaysOtherwise(t *testing.T) {
+	t.Setenv(trustedRootVariable, "env-root.json")
+	t.Setenv(signingConfigVariable, "env-config.json")
+	t.Setenv(identityTokenVariable, "env-token")
+	var flags trustFlags
+	cmd := &cobra.Command{}
+	flags.add(cmd)
+	must(t, cmd.ParseFlags([]string{"--signing-config", "config.json"}))
+	if flags.trustedRoot != "env-root.json" || flags.signingConfig != "config.json" || flags.tokenFile != "env-token" {
+		t.Errorf("the flags are %+v", flags)
+	}
+}
+
+func TestHalfOfASigstoreIsRefused(t *testing.T) {
+	for _, flags := range []trustFlags{{trustedRoot: "root.json"}, {signingConfig: "config.json"}} {
+		var coded codedError
+		if _, err := flags.signer(t.Context()); !errors.As(err, &coded) || coded.code != exitUsage {
+			t.Errorf("%+v: %v", flags, err)
+		}
+	}
+}
+
+func TestPublicSigstoreIsTheDefaultAndHasADeadline(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	t.Setenv("HOME", t.TempDir())
+	if _, err := (&trustFlags{}).signer(ctx); err == nil || !strings.Contains(err.Error(), "public Sigstore") || !strings.Contains(err.Error(), "--trusted-root") {
+		t.Errorf("with no time left: %v", err)
 	}
 }

@@ -17,9 +17,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/omnivision/omnivision/conveyor/referrers"
 	"github.com/omnivision/omnivision/conveyor/verify"
@@ -61,10 +63,17 @@ func Publish(ctx context.Context, s *Signer, r Request, report func(string), opt
 	if err != nil {
 		return Result{}, err
 	}
-	bundles := map[string][]byte{} // by payload: what is about the digest alone is signed once
-	for i, w := range all {
-		report(fmt.Sprintf("%d of %d: %s of %s", i+1, len(all), w.predicateType, w.image.Context()))
-		if err := s.ensure(ctx, w, bundles, options); err != nil {
+	lacking, err := lacking(ctx, s.Policy(), all, options)
+	if err != nil {
+		return Result{}, err
+	}
+	bundles, err := s.signAll(ctx, lacking, report)
+	if err != nil {
+		return Result{}, err
+	}
+	for i, w := range lacking {
+		report(fmt.Sprintf("attaching %d of %d: %s of %s", i+1, len(lacking), w.predicateType, w.image.Context()))
+		if err := s.attach(ctx, w, bundles[string(w.payload)], options); err != nil {
 			return Result{}, err
 		}
 	}
@@ -83,22 +92,42 @@ func Check(ctx context.Context, policy verify.Policy, r Request, options ...remo
 	return missing(ctx, policy, all, options)
 }
 
-// ensure signs and attaches a statement unless it is there.
-func (s *Signer) ensure(ctx context.Context, w wanted, bundles map[string][]byte, options []remote.Option) error {
-	have, _, err := s.Policy().Image(ctx, w.image, options...)
-	if err != nil {
-		return err
-	}
-	if contains(have, w) {
-		return nil
-	}
-	bundle, ok := bundles[string(w.payload)]
-	if !ok {
-		if bundle, err = s.sign(ctx, w.payload); err != nil {
-			return fmt.Errorf("signing %s of %s: %w", w.predicateType, w.image, err)
+// atOnce is how many statements are signed at the same time. A log answers when its next
+// checkpoint is out, which takes a second or more however many wait for it.
+const atOnce = 8
+
+// signAll signs each payload once: what is about the digest alone is the same in every
+// repository.
+func (s *Signer) signAll(ctx context.Context, statements []wanted, report func(string)) (map[string][]byte, error) {
+	first := map[string]wanted{}
+	for _, w := range statements {
+		if _, ok := first[string(w.payload)]; !ok {
+			first[string(w.payload)] = w
 		}
-		bundles[string(w.payload)] = bundle
 	}
+	var mu sync.Mutex
+	bundles := map[string][]byte{}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce)
+	for payload, w := range first {
+		group.Go(func() error {
+			bundle, err := s.sign(ctx, w.payload)
+			if err != nil {
+				return fmt.Errorf("signing %s of %s: %w", w.predicateType, w.image, err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			bundles[payload] = bundle
+			report(fmt.Sprintf("signed %d of %d", len(bundles), len(first)))
+			return nil
+		})
+	}
+	return bundles, group.Wait()
+}
+
+// attach puts a bundle beside its image, one after the other: where the registry keeps a list
+// under a tag, two at once would lose one.
+func (s *Signer) attach(ctx context.Context, w wanted, bundle []byte, options []remote.Option) error {
 	if _, err := s.Policy().Bundle(bundle, w.image); err != nil {
 		return fmt.Errorf("what was just signed does not verify, so it is not published; check that trusted root and signing config belong together: %w", err)
 	}
@@ -115,21 +144,31 @@ func contains(have []verify.Statement, w wanted) bool {
 }
 
 func missing(ctx context.Context, policy verify.Policy, all []wanted, options []remote.Option) error {
+	not, err := lacking(ctx, policy, all, options)
+	if err != nil || len(not) == 0 {
+		return err
+	}
+	return fmt.Errorf("%s has no statement %s by %s", not[0].image, not[0].predicateType, policy.Identity)
+}
+
+// lacking are those of the statements that are not there, or not to be believed.
+func lacking(ctx context.Context, policy verify.Policy, all []wanted, options []remote.Option) ([]wanted, error) {
 	images := map[string][]verify.Statement{}
+	var not []wanted
 	for _, w := range all {
 		have, ok := images[w.image.String()]
 		if !ok {
 			var err error
 			if have, _, err = policy.Image(ctx, w.image, options...); err != nil {
-				return err
+				return nil, err
 			}
 			images[w.image.String()] = have
 		}
 		if !contains(have, w) {
-			return fmt.Errorf("%s has no statement %s by %s", w.image, w.predicateType, policy.Identity)
+			not = append(not, w)
 		}
 	}
-	return nil
+	return not, nil
 }
 
 // wanted lists the statements of a release, repository by repository.

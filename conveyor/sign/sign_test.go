@@ -1,12 +1,14 @@
 package sign
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"io"
 	"log"
 	"net/http"
@@ -21,6 +23,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/sigstore/sigstore-go/pkg/sign"
 
 	"github.com/omnivision/omnivision/conveyor/referrers"
 	"github.com/omnivision/omnivision/conveyor/sign/signtest"
@@ -380,8 +383,37 @@ func TestSignerWithoutATimestampDoesNotPublish(t *testing.T) {
 		t.Errorf("error is %v after %d writes", err, s.writes.Load())
 	}
 	authority.fail = false
-	signer.options.TimestampAuthorities = nil
+	whole := signer.options
+	signer.options = func() (sign.BundleOptions, error) {
+		options, err := whole()
+		options.TimestampAuthorities = nil
+		return options, err
+	}
 	if _, err := Publish(t.Context(), signer, s.request, nothing); err == nil || s.writes.Load() != 0 {
 		t.Errorf("without a witness error is %v after %d writes", err, s.writes.Load())
 	}
+}
+
+// A log that answers once a second would make a release wait for each statement in turn.
+func TestStatementsAreSignedAtTheSameTime(t *testing.T) {
+	signer, s := keySigner(t), newSite(t, 2)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	whole, second := signer.options, make(chan struct{})
+	var began atomic.Int64
+	signer.options = func() (sign.BundleOptions, error) {
+		switch began.Add(1) {
+		case 1:
+			select { // the second comes only if it need not wait for the first
+			case <-second:
+			case <-ctx.Done():
+				return sign.BundleOptions{}, errors.New("nobody else signs")
+			}
+		case 2:
+			close(second)
+		}
+		return whole()
+	}
+	_, err := Publish(ctx, signer, s.request, nothing)
+	check(t, err)
 }

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	protocommon "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
+	rekorclient "github.com/sigstore/rekor-tiles/v2/pkg/client"
+	"github.com/sigstore/rekor-tiles/v2/pkg/client/write"
 	"github.com/sigstore/sigstore-go/pkg/fulcio/certificate"
 	"github.com/sigstore/sigstore-go/pkg/root"
 	"github.com/sigstore/sigstore-go/pkg/sign"
@@ -30,7 +32,9 @@ const payloadType = "application/vnd.in-toto+json"
 // Signer signs statements by one identity.
 type Signer struct {
 	keypair sign.Keypair
-	options sign.BundleOptions
+	// options are what a bundle is made with, new for each: statements are signed at the same time,
+	// and sigstore-go's clients are not made for that.
+	options func() (sign.BundleOptions, error)
 	policy  verify.Policy
 }
 
@@ -40,7 +44,8 @@ type Services struct {
 	Config *root.SigningConfig
 	// Root is what their answers are verified with, before anything is published.
 	Root root.TrustedMaterial
-	// Transport carries the requests; nil is http.DefaultTransport.
+	// Transport carries the requests, but for those to the log, whose client takes none; nil is
+	// http.DefaultTransport.
 	Transport http.RoundTripper
 }
 
@@ -78,34 +83,56 @@ func Keyless(ctx context.Context, services Services, token string) (*Signer, err
 	if err != nil {
 		return nil, fmt.Errorf("reading the certificate of %s: %w", fulcio.URL, err)
 	}
-	s := &Signer{
-		keypair: keypair,
-		options: sign.BundleOptions{CertificateProvider: issued(der), CertificateProviderOptions: &sign.CertificateProviderOptions{IDToken: token}},
-		policy:  verify.Policy{Root: services.Root, Identity: identity},
+	witnesses, err := findWitnesses(services, now)
+	if err != nil {
+		return nil, err
 	}
-	return s, s.witnesses(services, now)
+	return &Signer{
+		keypair: keypair,
+		options: func() (sign.BundleOptions, error) {
+			options := sign.BundleOptions{CertificateProvider: issued(der), CertificateProviderOptions: &sign.CertificateProviderOptions{IDToken: token}}
+			return options, witnesses.add(&options)
+		},
+		policy: verify.Policy{Root: services.Root, Identity: identity},
+	}, nil
 }
 
-// witnesses adds the timestamp authorities and logs that the signing config demands.
-func (s *Signer) witnesses(services Services, now time.Time) error {
-	config := services.Config
-	authorities, err := root.SelectServices(config.TimestampAuthorityURLs(), config.TimestampAuthorityURLsConfig(), sign.TimestampAuthorityAPIVersions, now)
+// witnesses are the timestamp authorities and logs that the signing config demands.
+type witnesses struct {
+	authorities, logs []root.Service
+	transport         http.RoundTripper
+}
+
+func findWitnesses(services Services, now time.Time) (witnesses, error) {
+	config, w := services.Config, witnesses{transport: services.Transport}
+	var err error
+	w.authorities, err = root.SelectServices(config.TimestampAuthorityURLs(), config.TimestampAuthorityURLsConfig(), sign.TimestampAuthorityAPIVersions, now)
 	if err != nil && len(config.TimestampAuthorityURLs()) > 0 {
-		return fmt.Errorf("finding a timestamp authority in the signing config: %w", err)
+		return w, fmt.Errorf("finding a timestamp authority in the signing config: %w", err)
 	}
-	for _, authority := range authorities {
-		s.options.TimestampAuthorities = append(s.options.TimestampAuthorities, sign.NewTimestampAuthority(&sign.TimestampAuthorityOptions{
-			URL: authority.URL, Timeout: serviceTimeout, Retries: retries, Transport: services.Transport,
-		}))
-	}
-	logs, err := root.SelectServices(config.RekorLogURLs(), config.RekorLogURLsConfig(), sign.RekorAPIVersions, now)
+	w.logs, err = root.SelectServices(config.RekorLogURLs(), config.RekorLogURLsConfig(), sign.RekorAPIVersions, now)
 	if err != nil && len(config.RekorLogURLs()) > 0 {
-		return fmt.Errorf("finding a transparency log in the signing config: %w", err)
+		return w, fmt.Errorf("finding a transparency log in the signing config: %w", err)
 	}
-	for _, log := range logs {
-		s.options.TransparencyLogs = append(s.options.TransparencyLogs, sign.NewRekor(&sign.RekorOptions{
-			BaseURL: log.URL, Timeout: logTimeout, Retries: retries, Version: log.MajorAPIVersion,
+	return w, nil
+}
+
+func (w witnesses) add(options *sign.BundleOptions) error {
+	for _, authority := range w.authorities {
+		options.TimestampAuthorities = append(options.TimestampAuthorities, sign.NewTimestampAuthority(&sign.TimestampAuthorityOptions{
+			URL: authority.URL, Timeout: serviceTimeout, Retries: retries, Transport: w.transport,
 		}))
+	}
+	for _, log := range w.logs {
+		rekor := &sign.RekorOptions{BaseURL: log.URL, Timeout: logTimeout, Retries: retries, Version: log.MajorAPIVersion}
+		if log.MajorAPIVersion == 2 { // its client is given no timeout by sigstore-go
+			client, err := write.NewWriter(log.URL, rekorclient.WithTimeout(logTimeout))
+			if err != nil {
+				return fmt.Errorf("using the log %s: %w", log.URL, err)
+			}
+			rekor.ClientV2 = client
+		}
+		options.TransparencyLogs = append(options.TransparencyLogs, sign.NewRekor(rekor))
 	}
 	return nil
 }
@@ -153,6 +180,7 @@ func WithKey(pemBytes []byte) (*Signer, error) {
 	fingerprint := sha256.Sum256(der)
 	policy, err := verify.WithKey(private.Public())
 	return &Signer{
+		options: func() (sign.BundleOptions, error) { return sign.BundleOptions{}, nil },
 		keypair: key{private: private, der: der, hint: []byte(base64.StdEncoding.EncodeToString(fingerprint[:]))},
 		policy:  policy,
 	}, err
@@ -166,7 +194,10 @@ func (s *Signer) Policy() verify.Policy { return s.policy }
 
 // sign returns a bundle with the signed statement.
 func (s *Signer) sign(ctx context.Context, statement []byte) ([]byte, error) {
-	options := s.options
+	options, err := s.options()
+	if err != nil {
+		return nil, err
+	}
 	options.Context = ctx
 	signed, err := sign.Bundle(&sign.DSSEData{Data: statement, PayloadType: payloadType}, s.keypair, options)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -74,9 +75,19 @@ var released = Job{
 	SHA: "1234567890123456789012345678901234567890", Event: "push", RunID: 7, RunNumber: 2, Attempt: 1, Actor: "ada", ActorID: 4,
 }
 
+// testKey is one for all tests: they take a while to make.
+var testKey = sync.OnceValues(func() (*Key, error) {
+	dir, err := os.MkdirTemp("", "issuer")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	return LoadOrCreateKey(dir)
+})
+
 func newActions(t testing.TB, jobs Jobs) Actions {
 	t.Helper()
-	key, err := LoadOrCreateKey(t.TempDir())
+	key, err := testKey()
 	check(t, err)
 	i, err := New(ActionsURL, key)
 	check(t, err)
