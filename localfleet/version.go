@@ -2,6 +2,7 @@ package localfleet
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/omnivision/omnivision/conveyor/source"
@@ -25,5 +26,11 @@ func readVersion(dir string) sourceVersion {
 	if revision.Dirty {
 		revision.Commit += "-dirty"
 	}
-	return sourceVersion{Tag: revision.Version, Commit: revision.Commit}
+	return sourceVersion{Tag: assembledTag(revision.Version), Commit: revision.Commit}
+}
+
+// assembledTag marks an image that Up assembled. It rises with every commit, and is older
+// than whatever the conveyor releases, whose images are others under other tags.
+func assembledTag(version string) string {
+	return source.BaseVersion + "-0.assembled." + strings.TrimPrefix(version, source.BaseVersion+"-")
 }

@@ -61,6 +61,10 @@ func runInside(cmd *cobra.Command, fleet *localfleet.Fleet, args []string) error
 	}
 	child := exec.CommandContext(cmd.Context(), program, args[1:]...)
 	child.Env = append(os.Environ(), env...)
+	// Entering a mount namespace leads to its root.
+	if child.Dir, err = os.Getwd(); err != nil {
+		return err
+	}
 	return runChild(cmd, child, start)
 }
 
