@@ -14,7 +14,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/spf13/cobra"
@@ -73,6 +72,10 @@ sign and propose are the same belt up to that stage.
 The image is signed with the job's identity where a signing config and a
 trusted root name a Sigstore, or with --key. The token for the pull request is
 read from ` + forgeTokenVariable + `.
+
+A job with an OIDC token logs in to ECR by ` + awsRoleVariable + `, and to
+Artifact Registry by ` + gcpProviderVariable + ` and
+` + gcpAccountVariable + `. Other registries have Docker's credentials.
 
 Exits with 3 if a vulnerability stops the belt.`
 	cmd.Example = `  omnivision release --app omnivision-worker
@@ -197,16 +200,20 @@ func (f *releaseFlags) release(ctx context.Context, until string) (release.Relea
 	if err != nil {
 		return release.Release{}, err
 	}
-	scanner, err := f.scanner()
+	keychain, err := registryKeychain()
 	if err != nil {
 		return release.Release{}, err
 	}
-	options := []remote.Option{remote.WithAuthFromKeychain(authn.DefaultKeychain)}
+	scanner, err := f.scanner(keychain.Password)
+	if err != nil {
+		return release.Release{}, err
+	}
+	options := []remote.Option{remote.WithAuthFromKeychain(keychain)}
 	r := release.Release{
 		App: f.app, Wave: cmp.Or(f.wave, firstWave(tree)), Again: f.again, Dir: f.dir, Source: apps.Source, Revision: revision,
 		Dockerfile: app.Dockerfile, Args: app.Args, Layouts: f.layouts, Platforms: apps.Platforms, Cache: f.cache, Invocation: invocation(),
 		Repositories: repositories, Registry: options,
-		Builder: build.Builder{Address: f.buildkit, Registry: options, Credentials: authn.DefaultKeychain},
+		Builder: build.Builder{Address: f.buildkit, Registry: options, Credentials: keychain},
 		Scanner: scanner, Signer: f.trust.signer, Policy: f.trust.policy,
 	}
 	if len(f.platforms) > 0 {
@@ -257,7 +264,7 @@ func (f *releaseFlags) repositories(tree *fleet.Fleet) ([]name.Repository, error
 	return all, nil
 }
 
-func (f *releaseFlags) scanner() (release.Scanner, error) {
+func (f *releaseFlags) scanner(credentials scan.Credentials) (release.Scanner, error) {
 	cache, err := cacheDir(f.trivyCache, "trivy", "--trivy-cache")
 	if err != nil {
 		return nil, err
@@ -270,7 +277,7 @@ func (f *releaseFlags) scanner() (release.Scanner, error) {
 	if err != nil {
 		return nil, err
 	}
-	return scan.Scanner{Program: f.trivy, CacheDir: cache, Offline: f.offline, Insecure: f.plainHTTP, Exceptions: exceptions}, nil
+	return scan.Scanner{Program: f.trivy, CacheDir: cache, Offline: f.offline, Insecure: f.plainHTTP, Exceptions: exceptions, Credentials: credentials}, nil
 }
 
 func (f *releaseFlags) proposer(ctx context.Context, tree *fleet.Fleet) (release.Proposer, error) {

@@ -94,14 +94,31 @@ func (k *Keychain) Resolve(r authn.Resource) (authn.Authenticator, error) {
 // ResolveContext implements authn.ContextKeychain. Nothing is asked before the
 // credentials are used.
 func (k *Keychain) ResolveContext(ctx context.Context, r authn.Resource) (authn.Authenticator, error) {
-	host := r.RegistryStr()
-	if region, ok := amazonRegion(host); ok && k.options.AWSRole != "" {
-		return lazy{k.amazonIn(region)}, nil
-	}
-	if isGoogle(host) && k.google != nil {
-		return lazy{k.google}, nil
+	if from := k.of(r.RegistryStr()); from != nil {
+		return lazy{from}, nil
 	}
 	return authn.Resolve(ctx, k.options.Fallback, r)
+}
+
+// Password is that of a cloud's registry; false leaves a host to the fallback.
+func (k *Keychain) Password(ctx context.Context, host string) (authn.AuthConfig, bool, error) {
+	from := k.of(host)
+	if from == nil {
+		return authn.AuthConfig{}, false, nil
+	}
+	config, err := lazy{from}.AuthorizationContext(ctx)
+	return *config, true, err
+}
+
+// of is where the password of a host comes from, if it is a cloud's.
+func (k *Keychain) of(host string) source {
+	if region, ok := amazonRegion(host); ok && k.options.AWSRole != "" {
+		return k.amazonIn(region)
+	}
+	if isGoogle(host) {
+		return k.google
+	}
+	return nil
 }
 
 func (k *Keychain) amazonIn(region string) source {

@@ -163,6 +163,10 @@ func ask(t *testing.T, k *Keychain, host string) (authn.AuthConfig, error) {
 	if err != nil {
 		return authn.AuthConfig{}, err
 	}
+	plain, isCloud, err := k.Password(t.Context(), host)
+	if err != nil || isCloud && plain != *config || !isCloud && config.Username != "docker" {
+		t.Errorf("the password is %+v, %t, %v, and the keychain has %+v", plain, isCloud, err, *config)
+	}
 	return *config, nil
 }
 

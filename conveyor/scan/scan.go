@@ -41,6 +41,8 @@ type Scanner struct {
 	MaxAge     time.Duration // of the database; zero is DefaultMaxAge
 	Exceptions Exceptions
 	Timeout    time.Duration // of one call of the program; zero is ten minutes
+	// Credentials are those of registries that Docker's configuration does not know.
+	Credentials Credentials
 
 	now func() time.Time // for tests; nil is time.Now
 }
@@ -181,6 +183,9 @@ func (s Scanner) image(ctx context.Context, target Target) (Image, []Finding, er
 		return Image{}, nil, err
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // below the system's temporary directory
+	if err := s.lend(ctx, dir, target.Reference); err != nil {
+		return Image{}, nil, err
+	}
 	reportFile, sbomFile := filepath.Join(dir, "report.json"), filepath.Join(dir, "sbom.json")
 	if _, err := s.run(ctx, dir, s.imageArgs(target, reportFile)...); err != nil {
 		return Image{}, nil, err
@@ -266,6 +271,7 @@ func (s Scanner) run(ctx context.Context, dir string, args ...string) ([]byte, e
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
 		return strings.HasPrefix(v, "TRIVY_") && !strings.HasPrefix(v, "TRIVY_USERNAME=") && !strings.HasPrefix(v, "TRIVY_PASSWORD=")
 	})
+	cmd.Env = append(cmd.Env, lent(dir)...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
