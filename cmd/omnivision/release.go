@@ -36,7 +36,7 @@ const forgeTokenVariable = "OMNIVISION_FORGE_TOKEN"
 type releaseFlags struct {
 	app, dir, tree, evidence, output string
 	wave                             int
-	again                            bool
+	again, ifChanged                 bool
 
 	buildkit, cache string
 	layouts         map[string]string
@@ -121,6 +121,7 @@ func (f *releaseFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.evidence, "evidence", "", "folder that keeps what each stage found (default: omnivision/releases in the user's cache)")
 	flags.IntVar(&f.wave, "wave", 0, "wave of clusters that the pull request is for (default: the first)")
 	flags.BoolVar(&f.again, "again", false, "propose what was taken out of Git, or whose pull request was closed")
+	flags.BoolVar(&f.ifChanged, "if-changed", false, "do nothing unless a file of the app differs from what a cluster of the wave runs")
 	flags.StringVar(&f.buildkit, "buildkit", cmp.Or(os.Getenv("BUILDKIT_HOST"), "unix:///run/buildkit/buildkitd.sock"), "address of the BuildKit daemon")
 	flags.StringVar(&f.cache, "build-cache", "", "image reference that keeps layers between builds on fresh machines")
 	flags.StringToStringVar(&f.layouts, "base-image", nil, "IMAGE=DIR: an OCI layout in place of a base image that cannot be pulled")
@@ -157,6 +158,14 @@ func (f *releaseFlags) run(ctx context.Context, cmd *cobra.Command, until string
 	r, err := f.release(ctx, until)
 	if err != nil {
 		return err
+	}
+	if f.ifChanged {
+		if changed, err := f.changed(ctx, r); err != nil || !changed {
+			if err == nil {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: every cluster of wave %d runs what its files make\n", f.app, r.Wave)
+			}
+			return err
+		}
 	}
 	evidence, err := cacheDir(f.evidence, "releases", "--evidence")
 	if err != nil {
@@ -239,6 +248,38 @@ func (f *releaseFlags) described() (release.Apps, release.App, error) {
 		return release.Apps{}, release.App{}, codedError{exitUsage, err}
 	}
 	return apps, app, nil
+}
+
+// changed reports whether a cluster of the wave runs something else than the files of the
+// app would make now.
+func (f *releaseFlags) changed(ctx context.Context, r release.Release) (bool, error) {
+	_, app, err := f.described()
+	if err != nil {
+		return false, err
+	}
+	files := os.DirFS(f.treeDir())
+	tree, err := fleet.Load(files)
+	if err != nil {
+		return false, err
+	}
+	at := slices.IndexFunc(tree.Apps, func(a fleet.App) bool { return a.Name == f.app })
+	for _, cluster := range tree.Clusters {
+		if cluster.Wave != r.Wave {
+			continue
+		}
+		runs, err := fleet.ReadRelease(files, tree.Apps[at], cluster.Name)
+		if err != nil {
+			return false, err
+		}
+		if runs.Empty() {
+			return true, nil
+		}
+		changed, known, err := app.Changed(ctx, f.dir, runs.Tag, r.Revision.Commit)
+		if err != nil || !known || len(changed) > 0 {
+			return true, err
+		}
+	}
+	return false, nil
 }
 
 // repositories are those of the app in every region's registry, each once.
