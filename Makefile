@@ -74,13 +74,14 @@ update: ## rewrite golden files and generated documents
 	$(GO) test ./fleet ./plan/report ./localfleet/argocd -update
 
 .PHONY: lint
-lint: ## formatting, vet, staticcheck, shellcheck
+lint: ## formatting, vet, staticcheck, shellcheck, actionlint
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo 'run gofmt -w on these files' >&2; exit 1; }
 	$(SAMEENV) $(GO) vet ./...
 	$(SAMEENV) $(GO) vet -tags e2e ./test/...
 	$(SAMEENV) $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 	$(SAMEENV) $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 -tags e2e ./test/...
 	shellcheck .ci/run $$(git ls-files '*.sh')
+	$(SAMEENV) $(GO) run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12 .github/workflows/*.yaml omnivision-gitops/.github/workflows/*.yaml
 
 .PHONY: clean
 clean: ## remove what was built into this folder

@@ -25,6 +25,7 @@ type planFlags struct {
 	base, head, tree, chartDir, cache, output string
 	mergeBase, offline, plainHTTP, exitCode   bool
 	timeout                                   time.Duration
+	publish                                   publishFlags
 }
 
 func newPlanCommand() *cobra.Command {
@@ -42,6 +43,12 @@ The base is where the head parted from the branch that the clusters follow; the
 head is the working tree. The chart comes from the registry, which each cluster
 asks too, or from --chart-dir where that holds just the pinned version.
 
+With --pull-request the plan also becomes one comment of that pull request, which
+the next run changes in place, and the commit status omnivision/plan of the head.
+Where the pull request is says the base's fleet.yaml; the token is read from
+OMNIVISION_FORGE_TOKEN, and from OMNIVISION_FORGE_LOGIN the user that it belongs
+to, if the forge does not tell.
+
 Exits with 0 whether or not anything changes, and with 1 if there is no plan.
 Exits with 3 if the plan is shown but an Application cannot be rendered at the
 head, and with --exit-code with 4 if a cluster changes.`,
@@ -49,6 +56,7 @@ head, and with --exit-code with 4 if a cluster changes.`,
   omnivision plan --chart-dir charts/omnivision-platform
   omnivision plan --base HEAD~1 --head HEAD
   omnivision plan --base origin/main --merge-base --head "$COMMIT" -o markdown > comment.md
+  omnivision plan --base origin/main --merge-base --head "$COMMIT" --pull-request "$NUMBER"
   omnivision plan --exit-code -o json | jq '.clusters[] | select(.status != "untouched") | .name'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -56,15 +64,16 @@ head, and with --exit-code with 4 if a cluster changes.`,
 			defer cancel()
 			p, err := flags.compare(ctx)
 			if err != nil && ctx.Err() != nil {
-				return context.Cause(ctx)
+				err = context.Cause(ctx)
 			}
+			published := flags.publish.publish(ctx, p, err)
 			if err != nil {
-				return err
+				return errors.Join(err, published)
 			}
 			if err := flags.show(cmd, p); err != nil {
 				return err
 			}
-			return flags.verdict(p)
+			return errors.Join(flags.verdict(p), published)
 		},
 	}
 	flags.add(cmd)
@@ -84,6 +93,7 @@ func (f *planFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.exitCode, "exit-code", false, "exit with 4 if a cluster changes")
 	flags.DurationVar(&f.timeout, "timeout", 2*time.Minute, "give up after this time")
 	flags.StringVarP(&f.output, "output", "o", "text", "text, markdown or json")
+	f.publish.add(cmd)
 	outputs := []string{"text", "markdown", "json"}
 	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(outputs, cobra.ShellCompDirectiveNoFileComp)))
 	cmd.PreRunE = func(*cobra.Command, []string) error {
@@ -95,7 +105,7 @@ func (f *planFlags) add(cmd *cobra.Command) {
 		case f.timeout <= 0:
 			return codedError{exitUsage, errors.New("--timeout must be longer than nothing")}
 		}
-		return nil
+		return f.publish.check(f.base, f.head)
 	}
 }
 
@@ -111,6 +121,9 @@ func (f *planFlags) compare(ctx context.Context) (*plan.Plan, error) {
 	}
 	base, err := f.baseTree(ctx, repository, head, headCommit)
 	if err != nil {
+		return nil, err
+	}
+	if err := f.publish.found(base, headCommit); err != nil {
 		return nil, err
 	}
 	charts, err := f.charts()

@@ -14,7 +14,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/spf13/cobra"
@@ -37,7 +36,7 @@ const forgeTokenVariable = "OMNIVISION_FORGE_TOKEN"
 type releaseFlags struct {
 	app, dir, tree, evidence, output string
 	wave                             int
-	again                            bool
+	again, ifChanged                 bool
 
 	buildkit, cache string
 	layouts         map[string]string
@@ -72,6 +71,10 @@ The image is signed with the job's identity by the public Sigstore, or by the on
 that --trusted-root and --signing-config name (` + trustedRootVariable + `,
 ` + signingConfigVariable + `), or with --key. The token for the pull request is
 read from ` + forgeTokenVariable + `.
+
+A job with an OIDC token logs in to ECR by ` + awsRoleVariable + `, and to
+Artifact Registry by ` + gcpProviderVariable + ` and
+` + gcpAccountVariable + `. Other registries have Docker's credentials.
 
 Exits with 3 if a vulnerability stops the belt.`
 	cmd.Example = `  omnivision release --app omnivision-worker
@@ -117,6 +120,7 @@ func (f *releaseFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.evidence, "evidence", "", "folder that keeps what each stage found (default: omnivision/releases in the user's cache)")
 	flags.IntVar(&f.wave, "wave", 0, "wave of clusters that the pull request is for (default: the first)")
 	flags.BoolVar(&f.again, "again", false, "propose what was taken out of Git, or whose pull request was closed")
+	flags.BoolVar(&f.ifChanged, "if-changed", false, "do nothing unless a file of the app differs from what a cluster of the wave runs")
 	flags.StringVar(&f.buildkit, "buildkit", cmp.Or(os.Getenv("BUILDKIT_HOST"), "unix:///run/buildkit/buildkitd.sock"), "address of the BuildKit daemon")
 	flags.StringVar(&f.cache, "build-cache", "", "image reference that keeps layers between builds on fresh machines")
 	flags.StringToStringVar(&f.layouts, "base-image", nil, "IMAGE=DIR: an OCI layout in place of a base image that cannot be pulled")
@@ -151,6 +155,14 @@ func (f *releaseFlags) run(ctx context.Context, cmd *cobra.Command, until string
 	r, err := f.release(ctx, until)
 	if err != nil {
 		return err
+	}
+	if f.ifChanged {
+		if changed, err := f.changed(ctx, r); err != nil || !changed {
+			if err == nil {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: every cluster of wave %d runs what its files make\n", f.app, r.Wave)
+			}
+			return err
+		}
 	}
 	evidence, err := cacheDir(f.evidence, "releases", "--evidence")
 	if err != nil {
@@ -194,16 +206,20 @@ func (f *releaseFlags) release(ctx context.Context, until string) (release.Relea
 	if err != nil {
 		return release.Release{}, err
 	}
-	scanner, err := f.scanning.scanner(f.dir, f.plainHTTP)
+	keychain, err := registryKeychain()
 	if err != nil {
 		return release.Release{}, err
 	}
-	options := []remote.Option{remote.WithAuthFromKeychain(authn.DefaultKeychain)}
+	scanner, err := f.scanning.scanner(f.dir, f.plainHTTP, keychain.Password)
+	if err != nil {
+		return release.Release{}, err
+	}
+	options := []remote.Option{remote.WithAuthFromKeychain(keychain)}
 	r := release.Release{
 		App: f.app, Wave: cmp.Or(f.wave, firstWave(tree)), Again: f.again, Dir: f.dir, Source: apps.Source, Revision: revision,
 		Dockerfile: app.Dockerfile, Args: app.Args, Layouts: f.layouts, Platforms: apps.Platforms, Cache: f.cache, Invocation: invocation(),
 		Repositories: repositories, Registry: options,
-		Builder: build.Builder{Address: f.buildkit, Registry: options, Credentials: authn.DefaultKeychain},
+		Builder: build.Builder{Address: f.buildkit, Registry: options, Credentials: keychain},
 		Scanner: scanner, Signer: f.trust.signer, Policy: f.trust.policy,
 	}
 	if len(f.platforms) > 0 {
@@ -229,6 +245,38 @@ func (f *releaseFlags) described() (release.Apps, release.App, error) {
 		return release.Apps{}, release.App{}, codedError{exitUsage, err}
 	}
 	return apps, app, nil
+}
+
+// changed reports whether a cluster of the wave runs something else than the files of the
+// app would make now.
+func (f *releaseFlags) changed(ctx context.Context, r release.Release) (bool, error) {
+	_, app, err := f.described()
+	if err != nil {
+		return false, err
+	}
+	files := os.DirFS(f.treeDir())
+	tree, err := fleet.Load(files)
+	if err != nil {
+		return false, err
+	}
+	at := slices.IndexFunc(tree.Apps, func(a fleet.App) bool { return a.Name == f.app })
+	for _, cluster := range tree.Clusters {
+		if cluster.Wave != r.Wave {
+			continue
+		}
+		runs, err := fleet.ReadRelease(files, tree.Apps[at], cluster.Name)
+		if err != nil {
+			return false, err
+		}
+		if runs.Empty() {
+			return true, nil
+		}
+		changed, known, err := app.Changed(ctx, f.dir, runs.Tag, r.Revision.Commit)
+		if err != nil || !known || len(changed) > 0 {
+			return true, err
+		}
+	}
+	return false, nil
 }
 
 // repositories are those of the app in every region's registry, each once.

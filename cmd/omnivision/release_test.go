@@ -64,3 +64,33 @@ func TestAppsOfTheTreeComplete(t *testing.T) {
 		}
 	}
 }
+
+func TestReleaseIfChangedLeavesAnAppAloneThatRunsAlready(t *testing.T) {
+	t.Setenv(forgeTokenVariable, "secret")
+	dir := sourceCheckout(t)
+	values := filepath.Join(dir, "omnivision-gitops/apps/omnivision-ui/cluster-aws.yaml")
+	content, err := os.ReadFile(values)
+	must(t, err)
+	at := strings.Index(string(content), "tag:")
+	old, _, _ := strings.Cut(string(content)[at:], "\n")
+	edit(t, values, old, `tag: "0.1.0-1"`)
+	edit(t, values, `digest: ""`, `digest: "sha256:`+strings.Repeat("1", 64)+`"`)
+	gitIn(t, dir, "commit", "-qam", "the second commit: what runs is of the first")
+	args := []string{"build", "--source", dir, "--app", "omnivision-ui", "--evidence", t.TempDir(), "--buildkit", "unix:///nowhere.sock", "--if-changed"}
+	for _, app := range []string{"cmd/ui/Dockerfile", "cmd/ui/Dockerfile.dockerignore"} {
+		source, err := os.ReadFile(filepath.Join("../..", app))
+		must(t, err)
+		must(t, os.MkdirAll(filepath.Join(dir, "cmd/ui"), 0o755))
+		must(t, os.WriteFile(filepath.Join(dir, app), source, 0o600))
+	}
+	gitIn(t, dir, "add", "-A")
+	gitIn(t, dir, "commit", "-qm", "the app's own files")
+	if out, code, err := command(t, args...); code != exitFailed || !strings.Contains(err.Error(), "BuildKit") {
+		t.Errorf("changed: exit code %d: %v\n%s", code, err, out)
+	}
+	edit(t, values, `tag: "0.1.0-1"`, `tag: "0.1.0-3"`)
+	gitIn(t, dir, "commit", "-qam", "what runs is of the third")
+	if out, code, err := command(t, args...); code != 0 || !strings.Contains(out, "runs what its files make") {
+		t.Errorf("unchanged: exit code %d: %v\n%s", code, err, out)
+	}
+}

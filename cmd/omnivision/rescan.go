@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/spf13/cobra"
 
@@ -61,13 +60,17 @@ func (f *rescanFlags) add(cmd *cobra.Command) {
 }
 
 func (f *rescanFlags) run(ctx context.Context, cmd *cobra.Command) error {
-	scanner, err := f.scanning.scanner(f.source, f.plainHTTP)
+	keychain, err := registryKeychain()
+	if err != nil {
+		return err
+	}
+	scanner, err := f.scanning.scanner(f.source, f.plainHTTP, keychain.Password)
 	if err != nil {
 		return err
 	}
 	look := rescan.Rescan{
 		Scanner: scanner, PlainHTTP: f.plainHTTP,
-		Registry: []remote.Option{remote.WithAuthFromKeychain(authn.DefaultKeychain)},
+		Registry: []remote.Option{remote.WithAuthFromKeychain(keychain)},
 	}
 	tree := os.DirFS(cmp.Or(f.tree, filepath.Join(f.source, "omnivision-gitops")))
 	report, err := look.Run(ctx, tree, func(what string) { fmt.Fprintln(cmd.ErrOrStderr(), what) })

@@ -23,7 +23,7 @@ func (f *scannerFlags) add(cmd *cobra.Command) {
 }
 
 // scanner takes the exceptions from a checkout of the source repository.
-func (f *scannerFlags) scanner(source string, plainHTTP bool) (scan.Scanner, error) {
+func (f *scannerFlags) scanner(source string, plainHTTP bool, credentials scan.Credentials) (scan.Scanner, error) {
 	cache, err := cacheDir(f.cache, "trivy", "--trivy-cache")
 	if err != nil {
 		return scan.Scanner{}, err
@@ -36,5 +36,5 @@ func (f *scannerFlags) scanner(source string, plainHTTP bool) (scan.Scanner, err
 	if err != nil {
 		return scan.Scanner{}, err
 	}
-	return scan.Scanner{Program: f.trivy, CacheDir: cache, Offline: f.offline, Insecure: plainHTTP, Exceptions: exceptions}, nil
+	return scan.Scanner{Program: f.trivy, CacheDir: cache, Offline: f.offline, Insecure: plainHTTP, Exceptions: exceptions, Credentials: credentials}, nil
 }

@@ -148,7 +148,7 @@ func (f *trustFlags) token(ctx context.Context) (string, error) {
 	if token := os.Getenv("SIGSTORE_ID_TOKEN"); token != "" {
 		return token, nil
 	}
-	return actionsToken(ctx, os.Getenv("ACTIONS_ID_TOKEN_REQUEST_URL"), jobCredential())
+	return actionsToken(ctx, os.Getenv("ACTIONS_ID_TOKEN_REQUEST_URL"), jobCredential(), audience)
 }
 
 // jobCredential is what a job proves with which one it is. Gitea's runner lends its jobs only
@@ -163,7 +163,7 @@ const audience = "sigstore"
 
 // actionsToken asks GitHub Actions for a token of the running job:
 // https://docs.github.com/en/actions/security-for-github-actions/security-hardening-your-deployments/about-security-hardening-with-openid-connect.
-func actionsToken(ctx context.Context, address, bearer string) (string, error) {
+func actionsToken(ctx context.Context, address, bearer, audience string) (string, error) {
 	if address == "" || bearer == "" {
 		return "", errors.New("there is no identity token: run in a GitHub Actions job with the permission id-token: write, set SIGSTORE_ID_TOKEN, name a file with --identity-token, or sign with --key")
 	}

@@ -202,13 +202,13 @@ func TestTokenOfARunningJobIsAskedForSigstore(t *testing.T) {
 		}
 	}))
 	defer server.Close()
-	if token, err := actionsToken(t.Context(), server.URL+"?api-version=2", "job"); err != nil || token != "a.b.c" {
+	if token, err := actionsToken(t.Context(), server.URL+"?api-version=2", "job", audience); err != nil || token != "a.b.c" {
 		t.Errorf("token %q, %v", token, err)
 	}
-	if _, err := actionsToken(t.Context(), server.URL+"?api-version=2", "another"); err == nil || !strings.Contains(err.Error(), "id-token: write") {
+	if _, err := actionsToken(t.Context(), server.URL+"?api-version=2", "another", audience); err == nil || !strings.Contains(err.Error(), "id-token: write") {
 		t.Errorf("refused: %v", err)
 	}
-	if _, err := actionsToken(t.Context(), "", ""); err == nil || !strings.Contains(err.Error(), "--identity-token") {
+	if _, err := actionsToken(t.Context(), "", "", audience); err == nil || !strings.Contains(err.Error(), "--identity-token") {
 		t.Errorf("outside of a job: %v", err)
 	}
 }

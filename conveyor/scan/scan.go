@@ -44,6 +44,8 @@ type Scanner struct {
 	MaxAge     time.Duration // of the database; zero is DefaultMaxAge
 	Exceptions Exceptions
 	Timeout    time.Duration // of one call of the program; zero is ten minutes
+	// Credentials are those of registries that Docker's configuration does not know.
+	Credentials Credentials
 
 	now func() time.Time // for tests; nil is time.Now
 }
@@ -194,6 +196,9 @@ func (s Scanner) image(ctx context.Context, target Target) (Image, []Finding, er
 		return Image{}, nil, err
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // below the system's temporary directory
+	if err := s.lend(ctx, dir, target.Reference); err != nil {
+		return Image{}, nil, err
+	}
 	reportFile, sbomFile := filepath.Join(dir, "report.json"), filepath.Join(dir, "sbom.json")
 	args, err := s.imageArgs(target, dir, reportFile)
 	if err != nil {
@@ -296,6 +301,7 @@ func (s Scanner) run(ctx context.Context, dir string, args ...string) ([]byte, e
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
 		return strings.HasPrefix(v, "TRIVY_") && !strings.HasPrefix(v, "TRIVY_USERNAME=") && !strings.HasPrefix(v, "TRIVY_PASSWORD=")
 	})
+	cmd.Env = append(cmd.Env, lent(dir)...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err = cmd.Run(); err == nil {

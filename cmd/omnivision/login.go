@@ -1,0 +1,32 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/omnivision/omnivision/conveyor/login"
+)
+
+// What a job may become in the clouds, so that it can push to their registries.
+const (
+	awsRoleVariable     = "OMNIVISION_AWS_ROLE"
+	gcpProviderVariable = "OMNIVISION_GCP_WORKLOAD_IDENTITY_PROVIDER"
+	gcpAccountVariable  = "OMNIVISION_GCP_SERVICE_ACCOUNT"
+)
+
+// registryKeychain has the credentials of every registry: those of Docker, and in a job
+// that may take a cloud's role those of the cloud.
+func registryKeychain() (*login.Keychain, error) {
+	keychain, err := login.New(login.Options{
+		AWSRole: os.Getenv(awsRoleVariable), GCPProvider: os.Getenv(gcpProviderVariable), GCPServiceAccount: os.Getenv(gcpAccountVariable),
+		Session: os.Getenv("GITHUB_RUN_ID"),
+		Token: func(ctx context.Context, audience string) (string, error) {
+			return actionsToken(ctx, os.Getenv("ACTIONS_ID_TOKEN_REQUEST_URL"), jobCredential(), audience)
+		},
+	})
+	if err != nil {
+		return nil, codedError{exitUsage, fmt.Errorf("%w: correct %s, %s or %s", err, awsRoleVariable, gcpProviderVariable, gcpAccountVariable)}
+	}
+	return keychain, nil
+}
