@@ -173,7 +173,11 @@ func (f *Fleet) conveyorAccount(ctx context.Context, _ func(string)) error {
 			return err
 		}
 	}
-	return nil
+	// The checks of the source bring up a fleet of their own.
+	if err := f.forge.SetVariable(ctx, f.sourceRepository(), "OMNIVISION_CHECKS", "off"); err != nil {
+		return err
+	}
+	return f.forge.SetVariable(ctx, f.gitopsRepository(), "OMNIVISION_FORGE_LOGIN", conveyorUser)
 }
 
 func (f *Fleet) startBuildKit(ctx context.Context, _ func(string)) error {

@@ -50,7 +50,27 @@ func (f *Fleet) startRegistry(ctx context.Context, _ func(string)) error {
 		Binary: program, Dir: filepath.Join(f.CacheDir, "registry"), NetNS: topology.HubNS,
 		UID: registryUID, GID: registryUID,
 	}
+	if err := f.forgetReleases(server); err != nil {
+		return err
+	}
 	return server.Start(ctx, f.sup)
+}
+
+// forgetReleases takes the names off the images that an earlier fleet released. Its forge
+// is gone, and with it the commits that its versions counted: this fleet counts anew, and a
+// name that is taken is never given to another image.
+func (f *Fleet) forgetReleases(server registry.Server) error {
+	if !f.fresh {
+		return nil
+	}
+	for _, cluster := range f.Tree.Clusters {
+		for _, app := range f.Tree.Apps {
+			if err := server.ForgetTags(cluster.ImageRegistry + "/" + app.Repository); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // openForge starts the forge unless it runs.
@@ -121,12 +141,16 @@ func (f *Fleet) pushTree(ctx context.Context, _ func(string)) error {
 	if _, err := f.forge.PushTree(ctx, f.gitopsRepository(), copied, f.Tree.Branch, "Bring the working tree, with the images built from it"); err != nil {
 		return err
 	}
-	return f.forge.ProtectMain(ctx, f.gitopsRepository())
+	return f.forge.ProtectMain(ctx, f.gitopsRepository(), planStatus)
 }
 
-// pushSource brings this source to the forge.
+// planStatus is the check that a change of the GitOps repository must pass.
+const planStatus = "omnivision/plan"
+
+// pushSource brings this source to the forge. What Up brings it has assembled itself: it is
+// the pushes of others that are released.
 func (f *Fleet) pushSource(ctx context.Context, _ func(string)) error {
-	if _, err := f.forge.PushTree(ctx, f.sourceRepository(), f.Source, "main", "Bring the working tree"); err != nil {
+	if _, err := f.forge.PushTree(ctx, f.sourceRepository(), f.Source, "main", "Bring the working tree [skip ci]"); err != nil {
 		return err
 	}
 	return f.forge.ProtectMain(ctx, f.sourceRepository())

@@ -251,6 +251,20 @@ func (s *Server) SetSecret(ctx context.Context, repo forge.Name, name, value str
 	return describe(err, "set the secret %s of %s", name, repo)
 }
 
+// SetVariable gives the workflows of a repository a variable.
+func (s *Server) SetVariable(ctx context.Context, repo forge.Name, name, value string) error {
+	who, err := s.admin()
+	if err != nil {
+		return err
+	}
+	path := repoPath(repo) + "/actions/variables/" + url.PathEscape(name)
+	err = s.call(ctx, http.MethodPut, path, who, map[string]string{"value": value}, nil)
+	if answered(err, http.StatusNotFound) {
+		err = s.call(ctx, http.MethodPost, path, who, map[string]string{"value": value}, nil)
+	}
+	return describe(err, "set the variable %s of %s", name, repo)
+}
+
 // describe says what failed, if something did.
 func describe(err error, format string, args ...any) error {
 	if err == nil {

@@ -111,6 +111,19 @@ func (s Server) Prepare() (process.Spec, error) {
 	}, nil
 }
 
+// ForgetTags takes all tags off a repository, named by its production reference without
+// one. Images stay, by their digests. The registry must not run.
+func (s Server) ForgetTags(repository string) error {
+	if !filepath.IsLocal(filepath.FromSlash(repository)) {
+		return fmt.Errorf("forgetting the tags of %q: it is no repository", repository)
+	}
+	tags := filepath.Join(s.DataDir(), "docker", "registry", "v2", "repositories", filepath.FromSlash(repository), "_manifests", "tags")
+	if err := os.RemoveAll(tags); err != nil {
+		return fmt.Errorf("forgetting the tags of %s: %w", repository, err)
+	}
+	return nil
+}
+
 // Ready asks the registry for the API's version.
 func (s Server) Ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
