@@ -13,7 +13,6 @@ import (
 
 	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/plan"
-	"github.com/omnivision/omnivision/plan/chart"
 	"github.com/omnivision/omnivision/plan/report"
 	"github.com/omnivision/omnivision/plan/revision"
 )
@@ -22,9 +21,10 @@ import (
 const exitChanges = 4
 
 type planFlags struct {
-	base, head, tree, chartDir, cache, output string
-	mergeBase, offline, plainHTTP, exitCode   bool
-	timeout                                   time.Duration
+	base, head, tree, output                string
+	charts                                  chartFlags
+	mergeBase, offline, plainHTTP, exitCode bool
+	timeout                                 time.Duration
 }
 
 func newPlanCommand() *cobra.Command {
@@ -77,8 +77,7 @@ func (f *planFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.head, "head", "", "revision to plan (default: the working tree)")
 	flags.BoolVar(&f.mergeBase, "merge-base", false, "compare with where the head parted from --base, not with --base itself")
 	flags.StringVar(&f.tree, "tree", "", "directory of the GitOps tree (default: this one, or omnivision-gitops in it)")
-	flags.StringVar(&f.chartDir, "chart-dir", "", "checkout of the chart, used where its version is the pinned one")
-	flags.StringVar(&f.cache, "chart-cache", "", "directory that keeps charts from the registry (default: omnivision/charts in the user's cache)")
+	f.charts.add(cmd)
 	flags.BoolVar(&f.offline, "offline", false, "take charts from --chart-dir and the cache alone")
 	flags.BoolVar(&f.plainHTTP, "plain-http", false, "speak HTTP to the registry of charts")
 	flags.BoolVar(&f.exitCode, "exit-code", false, "exit with 4 if a cluster changes")
@@ -113,7 +112,7 @@ func (f *planFlags) compare(ctx context.Context) (*plan.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	charts, err := f.charts()
+	charts, err := f.charts.source(f.offline, f.plainHTTP)
 	if err != nil {
 		return nil, err
 	}
@@ -171,23 +170,6 @@ func (f *planFlags) baseTree(ctx context.Context, repository *revision.Repositor
 		return nil, err
 	}
 	return repository.Tree(ctx, commit, f.base)
-}
-
-// charts are those of the checkout where they fit, and else of the registry.
-func (f *planFlags) charts() (chart.Source, error) {
-	cache := f.cache
-	if cache == "" {
-		dir, err := os.UserCacheDir()
-		if err != nil {
-			return nil, codedError{exitUsage, fmt.Errorf("this user has no cache directory: name one with --chart-cache (%w)", err)}
-		}
-		cache = filepath.Join(dir, "omnivision", "charts")
-	}
-	registry := &chart.Registry{Cache: cache, Offline: f.offline, PlainHTTP: f.plainHTTP}
-	if f.chartDir == "" {
-		return registry, nil
-	}
-	return chart.First{chart.NewCheckout(f.chartDir), registry}, nil
 }
 
 func (f *planFlags) show(cmd *cobra.Command, p *plan.Plan) error {

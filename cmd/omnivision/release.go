@@ -47,6 +47,7 @@ type releaseFlags struct {
 	offline           bool
 
 	trust     trustFlags
+	charts    chartFlags
 	plainHTTP bool
 	forgeCA   string
 	timeout   time.Duration
@@ -64,7 +65,8 @@ func newReleaseCommand() *cobra.Command {
 	cmd := newBeltCommand("release", "Take an app from HEAD to a pull request in the GitOps repository", "")
 	cmd.Long = `Take an app from HEAD to a pull request in the GitOps repository: build it with
 BuildKit, scan what was pushed with Trivy, sign it with its provenance, SBOM and
-scan, and propose a change of the app's tag and digest, and of nothing else.
+scan, and propose a change of the app's tag and digest, and of nothing else. The
+pull request says what it changes in each cluster, as 'omnivision plan' does.
 
 Each stage leaves its evidence in a folder, and a stage whose result still holds
 is not done again: run the same command after any failure or kill. build, scan,
@@ -129,6 +131,7 @@ func (f *releaseFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.forgeCA, "forge-ca", "", "file of further certificate authorities of the forge")
 	flags.DurationVar(&f.timeout, "timeout", time.Hour, "give up after this time")
 	f.trust.add(cmd)
+	f.charts.add(cmd)
 	outputFlag(cmd, &f.output)
 	cobra.CheckErr(cmd.MarkFlagRequired("app"))
 	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("app", f.completeApps))
@@ -213,6 +216,9 @@ func (f *releaseFlags) release(ctx context.Context, until string) (release.Relea
 		r.Platforms = f.platforms
 	}
 	if until == "" || until == release.Propose {
+		if r.Charts, err = f.charts.source(false, f.plainHTTP); err != nil {
+			return release.Release{}, err
+		}
 		r.Proposer, err = f.proposer(ctx, tree)
 	}
 	return r, err
