@@ -79,7 +79,7 @@ Argo CD from one Git repository, without a cloud account.`,
 	root.AddCommand(
 		newUpCommand(), newDownCommand(), newStatusCommand(), newDoctorCommand(),
 		newKubeconfigCommand(), newKubectlCommand(), newGPUCommand(), newNodeCommand(), newEnginesCommand(), newEdgeCommand(),
-		newPlanCommand(), newReleaseCommand(), newVerifyCommand(),
+		newPlanCommand(), newReleaseCommand(), newVerifyCommand(), newChartCommand(),
 	)
 	root.AddCommand(newStageCommands()...)
 	return root

@@ -150,7 +150,12 @@ func (f *releaseFlags) completeApps(*cobra.Command, []string, string) ([]string,
 }
 
 func (f *releaseFlags) treeDir() string {
-	return cmp.Or(f.tree, filepath.Join(f.dir, "omnivision-gitops"))
+	return sourceTree(f.tree, f.dir)
+}
+
+// sourceTree is the given GitOps tree, or the one that the source repository has.
+func sourceTree(given, source string) string {
+	return cmp.Or(given, filepath.Join(source, "omnivision-gitops"))
 }
 
 func (f *releaseFlags) run(ctx context.Context, cmd *cobra.Command, until string) error {
@@ -158,20 +163,27 @@ func (f *releaseFlags) run(ctx context.Context, cmd *cobra.Command, until string
 	if err != nil {
 		return err
 	}
-	evidence, err := cacheDir(f.evidence, "releases", "--evidence")
+	return beltRun{evidence: f.evidence, output: f.output, until: until}.do(ctx, cmd, r.Belt)
+}
+
+// beltRun is a run of a belt by a command.
+type beltRun struct{ evidence, output, until string }
+
+func (b beltRun) do(ctx context.Context, cmd *cobra.Command, belt func(conveyor.Store, conveyor.Watcher) (conveyor.Belt, error)) error {
+	evidence, err := cacheDir(b.evidence, "releases", "--evidence")
 	if err != nil {
 		return err
 	}
 	progress := newProgress(cmd.ErrOrStderr())
-	belt, err := r.Belt(conveyor.Store{Dir: evidence}, progress)
+	made, err := belt(conveyor.Store{Dir: evidence}, progress)
 	if err != nil {
 		progress.close()
 		return codedError{exitUsage, err}
 	}
-	outcomes, err := belt.Run(ctx, until)
+	outcomes, err := made.Run(ctx, b.until)
 	progress.close()
 	if err == nil {
-		return f.show(cmd.OutOrStdout(), belt.Subject, outcomes)
+		return b.show(cmd.OutOrStdout(), made.Subject, outcomes)
 	}
 	if ctx.Err() != nil && cmd.Context().Err() == nil {
 		err = context.Cause(ctx)
@@ -335,8 +347,8 @@ type shownStage struct {
 	Result  json.RawMessage `json:"result"`
 }
 
-func (f *releaseFlags) show(out io.Writer, subject conveyor.Subject, outcomes []conveyor.Outcome) error {
-	if f.output == "json" {
+func (b beltRun) show(out io.Writer, subject conveyor.Subject, outcomes []conveyor.Outcome) error {
+	if b.output == "json" {
 		shown := struct {
 			conveyor.Subject
 			Stages []shownStage `json:"stages"`
@@ -381,6 +393,10 @@ func inOneLine(o conveyor.Outcome) (string, error) {
 		var result sign.Result
 		err := json.Unmarshal(o.Result, &result)
 		return fmt.Sprintf("%d statements by %s", result.Statements, result.Signer), err
+	case release.Publish:
+		var result release.Published
+		err := json.Unmarshal(o.Result, &result)
+		return fmt.Sprintf("%s in %s", result.Digest, result.Repository), err
 	}
 	var result propose.Result
 	err := json.Unmarshal(o.Result, &result)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"github.com/sigstore/sigstore-go/pkg/root"
 	"github.com/spf13/cobra"
 
+	"github.com/omnivision/omnivision/conveyor/chart"
 	"github.com/omnivision/omnivision/conveyor/verify"
 )
 
@@ -52,7 +54,7 @@ named, about exactly this digest and this repository; of every other one it is
 said why it does not count. A tag is resolved first.
 
 Of an index each platform's image is looked at too: a node runs one of them.
-Exits with 3 if a trusted signature or provenance is missing, or of a platform's
+Of a chart there is no SBOM and no scan. Exits with 3 if a trusted signature or provenance is missing, or of a platform's
 image the SBOM or the scan.`,
 		Example: `  omnivision verify --key conveyor.pub registry.example/omnivision/omnivision-worker:0.1.0-57
   omnivision verify --trusted-root trusted_root.json \
@@ -129,7 +131,7 @@ func (f *verifyFlags) verify(ctx context.Context, image string) (verified, error
 		return verified{}, fmt.Errorf("reading %s: %w", digest, err)
 	}
 	if !desc.MediaType.IsIndex() {
-		return ask(ctx, policy, digest, ofImage, options)
+		return ask(ctx, policy, digest, needed(desc), options)
 	}
 	found, err := ask(ctx, policy, digest, ofIndex, options)
 	if err != nil {
@@ -193,6 +195,16 @@ var (
 	ofIndex = []kind{{verify.Signature, "signature"}, {verify.Provenance, "provenance"}}
 	ofImage = append(slices.Clone(ofIndex), kind{verify.SBOM, "SBOM"}, kind{verify.Scan, "scan"})
 )
+
+// needed says what must be stated of what is no index. Nothing of a chart runs, so there
+// is nothing in it to scan.
+func needed(desc *remote.Descriptor) []kind {
+	manifest, err := v1.ParseManifest(bytes.NewReader(desc.Manifest))
+	if err == nil && manifest.Config.MediaType == chart.ConfigType {
+		return ofIndex
+	}
+	return ofImage
+}
 
 func (f *verifyFlags) resolve(image string, options []remote.Option) (name.Digest, error) {
 	var parse []name.Option
