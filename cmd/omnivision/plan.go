@@ -120,16 +120,24 @@ func (f *planFlags) compare(ctx context.Context) (*plan.Plan, error) {
 }
 
 func (f *planFlags) open(ctx context.Context) (*revision.Repository, error) {
-	dir := f.tree
-	for _, candidate := range []string{".", "omnivision-gitops"} {
-		if _, err := os.Stat(filepath.Join(candidate, fleet.File)); err == nil && dir == "" {
-			dir = candidate
-		}
-	}
+	dir := treeHere(f.tree)
 	if dir == "" {
 		return nil, codedError{exitUsage, fmt.Errorf("there is no %s here: go to a checkout of the GitOps repository, or name its directory with --tree", fleet.File)}
 	}
 	return revision.Open(ctx, dir)
+}
+
+// treeHere is the given GitOps tree, or else the one that is here; empty if none is.
+func treeHere(given string) string {
+	if given != "" {
+		return given
+	}
+	for _, candidate := range []string{".", "omnivision-gitops"} {
+		if _, err := os.Stat(filepath.Join(candidate, fleet.File)); err == nil {
+			return candidate
+		}
+	}
+	return ""
 }
 
 // headTree also says which commit's history the base is looked for in.
