@@ -45,6 +45,7 @@ type Fleet struct {
 	Repository string    `yaml:"repository"` // clone URL of the GitOps repository
 	Branch     string    `yaml:"branch"`     // the branch that clusters follow
 	Chart      Chart     `yaml:"chart"`
+	Release    Signer    `yaml:"release"`
 	Clusters   []Cluster `yaml:"clusters"`
 	Apps       []App     `yaml:"apps"`
 }
@@ -131,7 +132,7 @@ func Load(tree fs.FS) (*Fleet, error) {
 	if err != nil {
 		return nil, Problem{File: File, Message: "cannot be read: " + reason(err), Fix: "a GitOps tree has it at its top; check the path"}
 	}
-	var f Fleet
+	f := Fleet{Release: Signer{Issuer: GitHubIssuer}}
 	dec := yaml.NewDecoder(strings.NewReader(string(src)))
 	dec.KnownFields(true)
 	if err := dec.Decode(&f); err != nil && !errors.Is(err, io.EOF) {
@@ -278,6 +279,9 @@ func (f *Fleet) check(doc *yaml.Node) []Problem {
 	required(f.Chart.Name, "chart", "name")
 	if strings.Contains(f.Chart.Registry, "://") {
 		report("chart.registry has a scheme", "Argo CD takes an OCI registry for one only without oci://", "chart", "registry")
+	}
+	if key, message, fix := f.Release.problem(); message != "" {
+		report(message, fix, "release", key)
 	}
 	if len(f.Clusters) == 0 {
 		report("names no cluster", "a fleet has at least one", "clusters")

@@ -21,6 +21,15 @@ func TestValidateNamesFileAndLine(t *testing.T) {
 		{"an unknown key in fleet.yaml", func(t *testing.T, tree fstest.MapFS) {
 			replace(t, tree, "fleet.yaml", "branch: main", "brnch: main")
 		}, `fleet.yaml:8: unknown key "brnch"`},
+		{"any workflow may sign (P34)", func(t *testing.T, tree fstest.MapFS) {
+			replace(t, tree, "fleet.yaml", "workflows/conveyor.yaml@refs/heads/main", "workflows/.*")
+		}, "looks like a pattern"},
+		{"any branch may sign (P34)", func(t *testing.T, tree fstest.MapFS) {
+			replace(t, tree, "fleet.yaml", "conveyor.yaml@refs/heads/main", "conveyor.yaml")
+		}, "is no workflow of GitHub with its ref"},
+		{"an issuer that anybody could be", func(t *testing.T, tree fstest.MapFS) {
+			replace(t, tree, "fleet.yaml", "issuer: https://token", "issuer: http://token")
+		}, "is no address of an issuer"},
 		{"two clusters of one name", func(t *testing.T, tree fstest.MapFS) {
 			replace(t, tree, "fleet.yaml", "name: cluster-gcp", "name: cluster-aws")
 		}, `cluster "cluster-aws" is named twice`},

@@ -13,7 +13,6 @@ import (
 
 	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/plan"
-	"github.com/omnivision/omnivision/plan/chart"
 	"github.com/omnivision/omnivision/plan/report"
 	"github.com/omnivision/omnivision/plan/revision"
 )
@@ -22,10 +21,11 @@ import (
 const exitChanges = 4
 
 type planFlags struct {
-	base, head, tree, chartDir, cache, output string
-	mergeBase, offline, plainHTTP, exitCode   bool
-	timeout                                   time.Duration
-	publish                                   publishFlags
+	base, head, tree, output                string
+	charts                                  chartFlags
+	mergeBase, offline, plainHTTP, exitCode bool
+	timeout                                 time.Duration
+	publish                                 publishFlags
 }
 
 func newPlanCommand() *cobra.Command {
@@ -86,8 +86,7 @@ func (f *planFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.head, "head", "", "revision to plan (default: the working tree)")
 	flags.BoolVar(&f.mergeBase, "merge-base", false, "compare with where the head parted from --base, not with --base itself")
 	flags.StringVar(&f.tree, "tree", "", "directory of the GitOps tree (default: this one, or omnivision-gitops in it)")
-	flags.StringVar(&f.chartDir, "chart-dir", "", "checkout of the chart, used where its version is the pinned one")
-	flags.StringVar(&f.cache, "chart-cache", "", "directory that keeps charts from the registry (default: omnivision/charts in the user's cache)")
+	f.charts.add(cmd)
 	flags.BoolVar(&f.offline, "offline", false, "take charts from --chart-dir and the cache alone")
 	flags.BoolVar(&f.plainHTTP, "plain-http", false, "speak HTTP to the registry of charts")
 	flags.BoolVar(&f.exitCode, "exit-code", false, "exit with 4 if a cluster changes")
@@ -126,7 +125,7 @@ func (f *planFlags) compare(ctx context.Context) (*plan.Plan, error) {
 	if err := f.publish.found(base, headCommit); err != nil {
 		return nil, err
 	}
-	charts, err := f.charts()
+	charts, err := f.charts.source(f.offline, f.plainHTTP)
 	if err != nil {
 		return nil, err
 	}
@@ -134,16 +133,24 @@ func (f *planFlags) compare(ctx context.Context) (*plan.Plan, error) {
 }
 
 func (f *planFlags) open(ctx context.Context) (*revision.Repository, error) {
-	dir := f.tree
-	for _, candidate := range []string{".", "omnivision-gitops"} {
-		if _, err := os.Stat(filepath.Join(candidate, fleet.File)); err == nil && dir == "" {
-			dir = candidate
-		}
-	}
+	dir := treeHere(f.tree)
 	if dir == "" {
 		return nil, codedError{exitUsage, fmt.Errorf("there is no %s here: go to a checkout of the GitOps repository, or name its directory with --tree", fleet.File)}
 	}
 	return revision.Open(ctx, dir)
+}
+
+// treeHere is the given GitOps tree, or else the one that is here; empty if none is.
+func treeHere(given string) string {
+	if given != "" {
+		return given
+	}
+	for _, candidate := range []string{".", "omnivision-gitops"} {
+		if _, err := os.Stat(filepath.Join(candidate, fleet.File)); err == nil {
+			return candidate
+		}
+	}
+	return ""
 }
 
 // headTree also says which commit's history the base is looked for in.
@@ -184,23 +191,6 @@ func (f *planFlags) baseTree(ctx context.Context, repository *revision.Repositor
 		return nil, err
 	}
 	return repository.Tree(ctx, commit, f.base)
-}
-
-// charts are those of the checkout where they fit, and else of the registry.
-func (f *planFlags) charts() (chart.Source, error) {
-	cache := f.cache
-	if cache == "" {
-		dir, err := os.UserCacheDir()
-		if err != nil {
-			return nil, codedError{exitUsage, fmt.Errorf("this user has no cache directory: name one with --chart-cache (%w)", err)}
-		}
-		cache = filepath.Join(dir, "omnivision", "charts")
-	}
-	registry := &chart.Registry{Cache: cache, Offline: f.offline, PlainHTTP: f.plainHTTP}
-	if f.chartDir == "" {
-		return registry, nil
-	}
-	return chart.First{chart.NewCheckout(f.chartDir), registry}, nil
 }
 
 func (f *planFlags) show(cmd *cobra.Command, p *plan.Plan) error {

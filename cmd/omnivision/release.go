@@ -44,6 +44,7 @@ type releaseFlags struct {
 
 	scanning  scannerFlags
 	trust     trustFlags
+	charts    chartFlags
 	plainHTTP bool
 	forgeCA   string
 	timeout   time.Duration
@@ -61,7 +62,8 @@ func newReleaseCommand() *cobra.Command {
 	cmd := newBeltCommand("release", "Take an app from HEAD to a pull request in the GitOps repository", "")
 	cmd.Long = `Take an app from HEAD to a pull request in the GitOps repository: build it with
 BuildKit, scan what was pushed with Trivy, sign it with its provenance, SBOM and
-scan, and propose a change of the app's tag and digest, and of nothing else.
+scan, and propose a change of the app's tag and digest, and of nothing else. The
+pull request says what it changes in each cluster, as 'omnivision plan' does.
 
 Each stage leaves its evidence in a folder, and a stage whose result still holds
 is not done again: run the same command after any failure or kill. build, scan,
@@ -130,6 +132,7 @@ func (f *releaseFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.forgeCA, "forge-ca", "", "file of further certificate authorities of the forge")
 	flags.DurationVar(&f.timeout, "timeout", time.Hour, "give up after this time")
 	f.trust.add(cmd)
+	f.charts.add(cmd)
 	outputFlag(cmd, &f.output)
 	cobra.CheckErr(cmd.MarkFlagRequired("app"))
 	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("app", f.completeApps))
@@ -148,7 +151,12 @@ func (f *releaseFlags) completeApps(*cobra.Command, []string, string) ([]string,
 }
 
 func (f *releaseFlags) treeDir() string {
-	return cmp.Or(f.tree, filepath.Join(f.dir, "omnivision-gitops"))
+	return sourceTree(f.tree, f.dir)
+}
+
+// sourceTree is the given GitOps tree, or the one that the source repository has.
+func sourceTree(given, source string) string {
+	return cmp.Or(given, filepath.Join(source, "omnivision-gitops"))
 }
 
 func (f *releaseFlags) run(ctx context.Context, cmd *cobra.Command, until string) error {
@@ -164,20 +172,27 @@ func (f *releaseFlags) run(ctx context.Context, cmd *cobra.Command, until string
 			return err
 		}
 	}
-	evidence, err := cacheDir(f.evidence, "releases", "--evidence")
+	return beltRun{evidence: f.evidence, output: f.output, until: until}.do(ctx, cmd, r.Belt)
+}
+
+// beltRun is a run of a belt by a command.
+type beltRun struct{ evidence, output, until string }
+
+func (b beltRun) do(ctx context.Context, cmd *cobra.Command, belt func(conveyor.Store, conveyor.Watcher) (conveyor.Belt, error)) error {
+	evidence, err := cacheDir(b.evidence, "releases", "--evidence")
 	if err != nil {
 		return err
 	}
 	progress := newProgress(cmd.ErrOrStderr())
-	belt, err := r.Belt(conveyor.Store{Dir: evidence}, progress)
+	made, err := belt(conveyor.Store{Dir: evidence}, progress)
 	if err != nil {
 		progress.close()
 		return codedError{exitUsage, err}
 	}
-	outcomes, err := belt.Run(ctx, until)
+	outcomes, err := made.Run(ctx, b.until)
 	progress.close()
 	if err == nil {
-		return f.show(cmd.OutOrStdout(), belt.Subject, outcomes)
+		return b.show(cmd.OutOrStdout(), made.Subject, outcomes)
 	}
 	if ctx.Err() != nil && cmd.Context().Err() == nil {
 		err = context.Cause(ctx)
@@ -226,6 +241,9 @@ func (f *releaseFlags) release(ctx context.Context, until string) (release.Relea
 		r.Platforms = f.platforms
 	}
 	if until == "" || until == release.Propose {
+		if r.Charts, err = f.charts.source(false, f.plainHTTP); err != nil {
+			return release.Release{}, err
+		}
 		r.Proposer, err = f.proposer(ctx, tree)
 	}
 	return r, err
@@ -358,8 +376,8 @@ type shownStage struct {
 	Result  json.RawMessage `json:"result"`
 }
 
-func (f *releaseFlags) show(out io.Writer, subject conveyor.Subject, outcomes []conveyor.Outcome) error {
-	if f.output == "json" {
+func (b beltRun) show(out io.Writer, subject conveyor.Subject, outcomes []conveyor.Outcome) error {
+	if b.output == "json" {
 		shown := struct {
 			conveyor.Subject
 			Stages []shownStage `json:"stages"`
@@ -404,6 +422,10 @@ func inOneLine(o conveyor.Outcome) (string, error) {
 		var result sign.Result
 		err := json.Unmarshal(o.Result, &result)
 		return fmt.Sprintf("%d statements by %s", result.Statements, result.Signer), err
+	case release.Publish:
+		var result release.Published
+		err := json.Unmarshal(o.Result, &result)
+		return fmt.Sprintf("%s in %s", result.Digest, result.Repository), err
 	}
 	var result propose.Result
 	err := json.Unmarshal(o.Result, &result)

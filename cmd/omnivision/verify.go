@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,20 +13,26 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/spf13/cobra"
 
+	"github.com/omnivision/omnivision/conveyor/admission"
+	"github.com/omnivision/omnivision/conveyor/chart"
+	"github.com/omnivision/omnivision/conveyor/scan"
 	"github.com/omnivision/omnivision/conveyor/verify"
+	"github.com/omnivision/omnivision/fleet"
 )
 
 type verifyFlags struct {
 	trustedRoot, subject, issuer, key string
+	tree, exceptions                  string
 	plainHTTP                         bool
 	output                            string
 	timeout                           time.Duration
+
+	fleet *fleet.Fleet // of the tree, if there is one
 }
 
 // verified is what verify says of an image.
@@ -39,6 +47,10 @@ type verified struct {
 	Refused []string `json:"refused,omitempty"`
 	// Platforms are the images of an index.
 	Platforms []verified `json:"platforms,omitempty"`
+	// Clusters are what each would say of it. Each cluster's gate decides for itself.
+	Clusters []admission.Verdict `json:"clusters,omitempty"`
+
+	chart bool // no cluster runs it as it is
 }
 
 func newVerifyCommand() *cobra.Command {
@@ -52,8 +64,14 @@ named, about exactly this digest and this repository; of every other one it is
 said why it does not count. A tag is resolved first.
 
 Of an index each platform's image is looked at too: a node runs one of them.
-Exits with 3 if a trusted signature or provenance is missing, or of a platform's
-image the SBOM or the scan.`,
+Of a chart there is no SBOM and no scan. Exits with 3 if a trusted signature or provenance is missing, or of a platform's
+image the SBOM or the scan.
+
+With a GitOps tree it is also said whether each cluster would be right to run
+the image, and why: it is in the cluster's registry, Git names its digest there,
+the release.identity of fleet.yaml has signed it, and its scan stops no release.
+That is foretold from Git and the registry: the gate in a cluster, once it is
+installed, decides by its ClusterImagePolicy. It does not change the exit code.`,
 		Example: `  omnivision verify --key conveyor.pub registry.example/omnivision/omnivision-worker:0.1.0-57
   omnivision verify --trusted-root trusted_root.json \
     --issuer https://token.actions.githubusercontent.com \
@@ -83,20 +101,42 @@ image the SBOM or the scan.`,
 func (f *verifyFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.trustedRoot, "trusted-root", os.Getenv(trustedRootVariable), "trusted_root.json of the Sigstore that the image was signed with (default: "+trustedRootVariable+", or the public Sigstore's)")
-	flags.StringVar(&f.subject, "identity", "", "who must have signed: the workflow with its ref, in full")
-	flags.StringVar(&f.issuer, "issuer", "", "who must have vouched for the identity")
+	flags.StringVar(&f.subject, "identity", "", "who must have signed: the workflow with its ref, in full (default: release.identity of fleet.yaml)")
+	flags.StringVar(&f.issuer, "issuer", "", "who must have vouched for the identity (default: release.issuer of fleet.yaml)")
+	flags.StringVar(&f.tree, "tree", "", "directory of the GitOps tree (default: this one, or omnivision-gitops in it)")
+	flags.StringVar(&f.exceptions, "exceptions", "", "conveyor/exceptions.yaml of the source: findings that may pass in each cluster")
 	flags.StringVar(&f.key, "key", "", "public key that must have signed instead (PEM)")
 	flags.BoolVar(&f.plainHTTP, "plain-http", false, "speak HTTP to the registry")
 	flags.DurationVar(&f.timeout, "timeout", time.Minute, "give up after this time")
 	cmd.MarkFlagsMutuallyExclusive("key", "trusted-root")
 	cmd.MarkFlagsMutuallyExclusive("key", "identity")
 	cmd.PreRunE = func(*cobra.Command, []string) error {
+		if err := f.readTree(); err != nil {
+			return err
+		}
 		if keyless := f.subject != "" && f.issuer != ""; f.key == "" && !keyless {
 			return codedError{exitUsage, errors.New("say whom to trust: --identity and --issuer, with --trusted-root unless it is the public Sigstore; or --key")}
 		}
 		return nil
 	}
 	outputFlag(cmd, &f.output)
+}
+
+// readTree reads the fleet if there is one, and takes from it who signs releases.
+func (f *verifyFlags) readTree() error {
+	f.tree = treeHere(f.tree)
+	if f.tree == "" {
+		return nil
+	}
+	var err error
+	if f.fleet, err = fleet.Load(os.DirFS(f.tree)); err != nil {
+		return err
+	}
+	if f.key == "" && f.subject == "" {
+		f.subject = f.fleet.Release.Identity
+		f.issuer = cmp.Or(f.issuer, f.fleet.Release.Issuer)
+	}
+	return nil
 }
 
 func (f *verifyFlags) policy(ctx context.Context) (verify.Policy, error) {
@@ -119,17 +159,61 @@ func (f *verifyFlags) verify(ctx context.Context, image string) (verified, error
 	if err != nil {
 		return verified{}, err
 	}
-	options := []remote.Option{remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithContext(ctx)}
+	keychain, err := registryKeychain()
+	if err != nil {
+		return verified{}, err
+	}
+	options := []remote.Option{remote.WithAuthFromKeychain(keychain), remote.WithContext(ctx)}
 	digest, err := f.resolve(image, options)
 	if err != nil {
 		return verified{}, err
 	}
+	found, err := f.statements(ctx, policy, digest, options)
+	if err != nil || f.fleet == nil || found.chart {
+		return found, err
+	}
+	checker, err := f.checker(policy, options)
+	if err != nil {
+		return verified{}, err
+	}
+	found.Clusters, err = checker.Image(ctx, digest)
+	return found, err
+}
+
+// checker knows what the clusters want, and whom the fleet trusts.
+func (f *verifyFlags) checker(policy verify.Policy, options []remote.Option) (admission.Checker, error) {
+	c := admission.Checker{
+		Tree: os.DirFS(f.tree), Fleet: f.fleet, Registry: options, Insecure: f.plainHTTP, Now: time.Now(),
+		Policy: verify.Policy{Root: policy.Root, Identity: verify.Identity{Subject: f.fleet.Release.Identity, Issuer: f.fleet.Release.Issuer}},
+	}
+	switch {
+	case f.fleet.Release.Identity == "":
+		c.Distrust = fleet.File + " has no release.identity, so nobody's signature counts"
+	case f.key != "":
+		c.Distrust = "only a key was looked for, and " + fleet.File + " wants " + c.Policy.Identity.String() + ": give --trusted-root"
+	}
+	if f.exceptions == "" {
+		return c, nil
+	}
+	src, err := os.ReadFile(f.exceptions)
+	if err != nil {
+		return c, fmt.Errorf("reading the exceptions: %w", err)
+	}
+	c.Exceptions, err = scan.ParseExceptions(src)
+	return c, err
+}
+
+// statements says what can be believed of an image and of its platforms.
+func (f *verifyFlags) statements(ctx context.Context, policy verify.Policy, digest name.Digest, options []remote.Option) (verified, error) {
 	desc, err := remote.Get(digest, options...)
 	if err != nil {
 		return verified{}, fmt.Errorf("reading %s: %w", digest, err)
 	}
 	if !desc.MediaType.IsIndex() {
-		return ask(ctx, policy, digest, ofImage, options)
+		wanted, isChart := needed(desc)
+		found, err := ask(ctx, policy, digest, wanted, options)
+		found.chart = isChart
+		return found, err
 	}
 	found, err := ask(ctx, policy, digest, ofIndex, options)
 	if err != nil {
@@ -194,6 +278,16 @@ var (
 	ofImage = append(slices.Clone(ofIndex), kind{verify.SBOM, "SBOM"}, kind{verify.Scan, "scan"})
 )
 
+// needed says what must be stated of what is no index. Nothing of a chart runs, so there
+// is nothing in it to scan.
+func needed(desc *remote.Descriptor) (kinds []kind, isChart bool) {
+	manifest, err := v1.ParseManifest(bytes.NewReader(desc.Manifest))
+	if err == nil && manifest.Config.MediaType == chart.ConfigType {
+		return ofIndex, true
+	}
+	return ofImage, false
+}
+
 func (f *verifyFlags) resolve(image string, options []remote.Option) (name.Digest, error) {
 	var parse []name.Option
 	if f.plainHTTP {
@@ -222,7 +316,26 @@ func (f *verifyFlags) show(out io.Writer, v verified) error {
 			return err
 		}
 	}
-	return nil
+	return v.printClusters(out)
+}
+
+// printClusters says what each cluster would say, and who will really say it.
+func (v verified) printClusters(out io.Writer) error {
+	if len(v.Clusters) == 0 {
+		return nil
+	}
+	fmt.Fprintln(out, "As far as Git and the registry tell (a cluster's gate decides by its ClusterImagePolicy, once it is installed):")
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, c := range v.Clusters {
+		verdict := "would refuse"
+		if c.Admit {
+			verdict = "would admit"
+		}
+		for _, reason := range c.Reasons {
+			fmt.Fprintf(w, "  %s\t%s: %s\n", c.Cluster, verdict, reason)
+		}
+	}
+	return w.Flush()
 }
 
 func (v verified) print(out io.Writer) error {

@@ -121,6 +121,40 @@ func TestVerifySaysWhatIsKnownOfASignedImage(t *testing.T) {
 	}
 }
 
+func TestVerifySaysWhatEachClusterWouldSay(t *testing.T) {
+	private, public := keyPair(t)
+	repository := signedImage(t, private)
+	tree := gitopsTree(t)
+	edit(t, filepath.Join(tree, "fleet.yaml"), "123456789012.dkr.ecr.us-west-2.amazonaws.com/omnivision", strings.TrimSuffix(repository.String(), "/omnivision-worker"))
+	image := repository.Tag("0.1.0-57").String()
+	out, code, err := command(t, "verify", "--key", public, "--tree", tree, image)
+	if code != 0 {
+		t.Fatalf("exit code %d: %v\n%s", code, err, out)
+	}
+	for _, want := range []string{
+		"once it is installed", "cluster-aws  would refuse: Git names 0.1.0, sha256:1111", "cluster-aws  would refuse: only a key was looked for",
+		"cluster-gcp  would refuse: " + repository.String() + " holds no app of this cluster",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the output lacks %q:\n%s", want, out)
+		}
+	}
+	out, _, err = command(t, "verify", "--key", public, "--tree", tree, "--output", "json", image)
+	must(t, err)
+	var answer verified
+	must(t, json.Unmarshal([]byte(out), &answer))
+	if len(answer.Clusters) != 2 || answer.Clusters[0].Cluster != "cluster-aws" || answer.Clusters[0].Admit || len(answer.Clusters[0].Reasons) != 2 {
+		t.Errorf("as JSON the clusters are %+v", answer.Clusters)
+	}
+	// Whom to trust is the tree's to say, and only what to verify with is asked for.
+	if _, code, err := command(t, "verify", "--tree", tree, "--trusted-root", "nowhere.json", image); code != exitFailed || !strings.Contains(err.Error(), "nowhere.json") {
+		t.Errorf("exit code %d: %v", code, err)
+	}
+	if _, code, err := command(t, "verify", "--tree", t.TempDir(), "--key", public, image); code == 0 || !strings.Contains(err.Error(), "fleet.yaml") {
+		t.Errorf("exit code %d: %v", code, err)
+	}
+}
+
 func TestVerifyRefusesWhatSomebodyElseSigned(t *testing.T) {
 	private, _ := keyPair(t)
 	_, stranger := keyPair(t)

@@ -343,6 +343,34 @@ func TestFailureSaysWhatWasBuiltAndWhere(t *testing.T) {
 	}
 }
 
+// A registry that is away says nothing about a tag: it is not free.
+func TestUnreachableRegistryTagsNothing(t *testing.T) {
+	d, repositories := newDaemon(t), newRepositories(t, 2)
+	nowhere, err := name.NewRepository("127.0.0.1:1/omnivision-worker", name.Insecure)
+	check(t, err)
+	b := Builder{Address: d.address, Registry: []remote.Option{remote.WithRetryPredicate(func(error) bool { return false })}}
+	r := request(t, []name.Repository{repositories[0], nowhere})
+	if _, err := b.Build(t.Context(), r, nothing); err == nil || !strings.Contains(err.Error(), "looking whether "+nowhere.Tag(r.Version).String()+" is free") {
+		t.Errorf("error is %v", err)
+	}
+	if _, err := remote.Head(repositories[0].Tag(r.Version)); err == nil {
+		t.Error("the registry that was there has the tag already")
+	}
+	r = request(t, repositories)
+	result, err := b.Build(t.Context(), r, nothing)
+	check(t, err)
+	check(t, b.Check(t.Context(), repositories, result))
+	if err := b.Check(t.Context(), []name.Repository{nowhere}, elsewhere(result, nowhere)); err == nil {
+		t.Error("what cannot be asked for holds")
+	}
+}
+
+// elsewhere is a result as if it were in another repository.
+func elsewhere(r Result, repository name.Repository) Result {
+	r.Repositories = []string{repository.String()}
+	return r
+}
+
 func TestWhatTheSourceDecidesCannotBeGiven(t *testing.T) {
 	repositories := newRepositories(t, 1)
 	for name, change := range map[string]func(*Request){

@@ -27,6 +27,7 @@ import (
 	"github.com/omnivision/omnivision/conveyor/source"
 	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/forge"
+	"github.com/omnivision/omnivision/plan/revision"
 )
 
 // Forge is what is asked of a forge.
@@ -61,11 +62,19 @@ type Request struct {
 	// commit.
 	Time time.Time
 	Text Text
-	// Describe, if set, makes the text when it is known what each cluster runs.
-	Describe func(ctx context.Context, released map[string]fleet.Release) (Text, error)
+	// Describe, if set, makes the text when it is known what is to change.
+	Describe func(ctx context.Context, change Change) (Text, error)
 	// Again proposes a build although it was taken out of Git, or its pull request
 	// was closed by a person.
 	Again bool
+}
+
+// Change is what a proposal does to the GitOps repository.
+type Change struct {
+	Released map[string]fleet.Release // what each cluster of the wave runs, on the base
+	// Base is the tree that the clusters follow, Head the one that is proposed. The text
+	// goes into the commit, so the head's commit is not known while it is written.
+	Base, Head *revision.Tree
 }
 
 // State is what became of a request.
@@ -375,7 +384,7 @@ func (p *Proposer) push(ctx context.Context, repo *repository, v *view, r Reques
 	}
 	if r.Describe != nil {
 		var err error
-		if r.Text, err = r.Describe(ctx, v.released); err != nil {
+		if r.Text, err = p.describe(ctx, repo, v, r); err != nil {
 			return "", fmt.Errorf("describing the release: %w", err)
 		}
 	}
@@ -387,6 +396,17 @@ func (p *Proposer) push(ctx context.Context, repo *repository, v *view, r Reques
 		return "", err
 	}
 	return commit, p.ask(ctx, "push", func() error { return repo.push(ctx, v.branch, v.head, commit) })
+}
+
+// describe asks for the text, with the trees of just the change that will be committed.
+func (p *Proposer) describe(ctx context.Context, repo *repository, v *view, r Request) (Text, error) {
+	change := Change{Released: v.released}
+	var err error
+	// A branch is named as a clone knows it, so that a command with its name works.
+	if change.Base, change.Head, err = repo.trees(ctx, v, r, p.Base, "origin/"+v.branch); err != nil {
+		return Text{}, err
+	}
+	return r.Describe(ctx, change)
 }
 
 // show makes the forge have one open pull request that says what the branch holds.

@@ -13,6 +13,7 @@ import (
 	"github.com/omnivision/omnivision/conveyor/source"
 	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/forge"
+	"github.com/omnivision/omnivision/plan/revision"
 )
 
 const (
@@ -87,7 +88,7 @@ func TestProposalChangesTwoValuesAndNothingElse(t *testing.T) {
 	w := newWorld(t)
 	before := w.file(t, "main", release)
 	r := request(57)
-	r.Text.Plan = "cluster-aws: 1 object changes"
+	r.Text.Plan = "### Plan: 1 of 2 clusters changes\n"
 	result := w.propose(t, r)
 	pr := w.wantProposal(t, 57)
 	if result.State != Proposed || result.Number != pr.Number || result.URL != pr.URL || result.Branch != branch || result.Commit != w.head(t, branch) || strings.Join(result.Clusters, " ") != "cluster-aws" {
@@ -100,7 +101,7 @@ func TestProposalChangesTwoValuesAndNothingElse(t *testing.T) {
 	wantBody := "- `cluster-aws`: nothing → `0.1.0-57`\n- Image: `" + digestOf(57) + "`\n" +
 		"- Signed by: `https://github.com/omnivision/omnivision/.github/workflows/conveyor.yaml@refs/heads/main`\n" +
 		"\n### Commits since the last release: 1\n\n- `ababababab` `Draw faster`, `dev`\n" +
-		"\n### Plan\n\ncluster-aws: 1 object changes\n" +
+		"\n### Plan: 1 of 2 clusters changes\n" +
 		"\nOmniVision-Release: omnivision-worker 0.1.0-57 " + digestOf(57)
 	if pr.Body != wantBody {
 		t.Errorf("the text is\n%s\nwant\n%s", pr.Body, wantBody)
@@ -520,12 +521,58 @@ func TestTextIsMadeOfWhatTheClustersRun(t *testing.T) {
 	w.propose(t, request(56))
 	w.forge.merge(t, w.gitops, 1)
 	r := request(57)
-	r.Describe = func(_ context.Context, released map[string]fleet.Release) (Text, error) {
-		return Text{Facts: []Fact{{"Before", released["cluster-aws"].Digest}}}, nil
+	r.Describe = func(_ context.Context, change Change) (Text, error) {
+		return Text{Facts: []Fact{{"Before", change.Released["cluster-aws"].Digest}}}, nil
 	}
 	w.propose(t, r)
 	if pr := w.wantProposal(t, 57); !strings.Contains(pr.Body, "- Before: `"+digestOf(56)+"`") || !strings.Contains(pr.Body, "- `cluster-aws`: `0.1.0-56` → `0.1.0-57`") {
 		t.Errorf("the text is\n%s", pr.Body)
+	}
+}
+
+func TestDescriptionSeesTheChangeThatIsCommitted(t *testing.T) {
+	w := newWorld(t)
+	r := request(57)
+	var change Change
+	r.Describe = func(_ context.Context, c Change) (Text, error) {
+		change = c
+		// A plan may look like anything: a patch, and the end of a message.
+		return Text{Plan: "### Plan\n\n```diff\n--- a\n+++ b\n\nOmniVision-Release: something else\n```"}, nil
+	}
+	first := w.propose(t, r)
+	w.wantProposal(t, 57)
+	if changed := revision.Changed(change.Base, change.Head); len(changed) != 1 || changed[0] != release {
+		t.Errorf("described is a change of %v", changed)
+	}
+	if got, err := change.Head.ReadFile(release); err != nil || strings.TrimSpace(string(got)) != w.file(t, branch, release) {
+		t.Errorf("described is\n%s%v", got, err)
+	}
+	if change.Base.Name != "main" || change.Base.Commit != w.head(t, "main") || change.Head.Name != "origin/"+branch || change.Head.Commit != "" {
+		t.Errorf("the sides are %s at %s and %s at %s", change.Base.Name, change.Base.Commit, change.Head.Name, change.Head.Commit)
+	}
+	writes := w.forge.writes
+	if second := w.propose(t, r); fmt.Sprint(second) != fmt.Sprint(first) || w.forge.writes != writes {
+		t.Errorf("the second run says %+v, the first %+v", second, first)
+	}
+	// The base moves: the text is made anew, of what it is now.
+	moved := w.edit(t, "fleet.yaml", "displayName: Oregon", "displayName: Portland", "Rename")
+	w.propose(t, r)
+	w.wantProposal(t, 57)
+	if change.Base.Commit != moved {
+		t.Errorf("described is a change of %s, the base is %s", change.Base.Commit, moved)
+	}
+}
+
+func TestNothingIsPushedThatCannotBeDescribed(t *testing.T) {
+	w := newWorld(t)
+	r := request(57)
+	broken := errors.New("cluster-aws cannot render")
+	r.Describe = func(context.Context, Change) (Text, error) { return Text{}, broken }
+	if _, err := w.proposer().Propose(t.Context(), r); !errors.Is(err, broken) {
+		t.Errorf("error is %v", err)
+	}
+	if head := w.head(t, branch); head != "" || w.forge.writes != 0 {
+		t.Errorf("the branch is at %s, and the forge was written to %d times", head, w.forge.writes)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/omnivision/omnivision/forge"
 	"github.com/omnivision/omnivision/internal/git"
+	"github.com/omnivision/omnivision/plan/revision"
 )
 
 // Remote is the GitOps repository as Git reaches it.
@@ -177,6 +178,27 @@ func (r *repository) commit(ctx context.Context, v *view, request Request) (stri
 	}
 	commit := strings.TrimPrefix(strings.TrimSpace(string(data)), ":1 ")
 	return commit, r.onlyReleases(ctx, v, commit)
+}
+
+// trees reads the base and what the release makes of it. The commit that brings the
+// second one about is a draft: it has its files, and not yet its text.
+func (r *repository) trees(ctx context.Context, v *view, request Request, base, head string) (before, after *revision.Tree, err error) {
+	draft, err := r.commit(ctx, v, request)
+	if err != nil {
+		return nil, nil, err
+	}
+	opened, err := revision.Open(ctx, r.git.Dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	if before, err = opened.Tree(ctx, v.base, base); err != nil {
+		return nil, nil, err
+	}
+	if after, err = opened.Tree(ctx, draft, head); err != nil {
+		return nil, nil, err
+	}
+	after.Commit = "" // the draft's, which nobody will ever see
+	return before, after, nil
 }
 
 // stream is the commit in the words of git fast-import. A fixed date makes the same

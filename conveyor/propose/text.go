@@ -15,7 +15,8 @@ type Text struct {
 	// Commits are the newest since the last release, Total all of them.
 	Commits []source.Commit
 	Total   int
-	// Plan is what each cluster would change, as Markdown of our own making.
+	// Plan is what each cluster would change, as Markdown of our own making with its
+	// heading, at most MaxPlan bytes.
 	Plan string
 }
 
@@ -23,11 +24,14 @@ type Text struct {
 // the name is ours.
 type Fact struct{ Name, Value string }
 
-// Forges cut or refuse texts that are longer than some 65,000 characters.
+// MaxPlan is how long a plan may be. GitHub refuses texts of more than 65,536 characters.
+const MaxPlan = 33_000
+
 const (
-	maxPlan    = 30_000
-	maxCommits = 50
-	maxValue   = 300
+	maxFacts   = 14_000 // bytes of evidence
+	maxCommits = 50     // that are listed
+	maxListed  = 30_000 // bytes of the text up to the plan
+	maxValue   = 300    // characters
 )
 
 // message is the text of the commit, and so of the pull request.
@@ -43,13 +47,21 @@ func (r Request) message(v *view) string {
 		fmt.Fprintf(&b, "- %s: %s → %s\n", code(cluster), what, code(r.Release.Tag))
 	}
 	fmt.Fprintf(&b, "- Image: %s\n", code(r.Release.Digest))
-	for _, fact := range r.Text.Facts {
-		fmt.Fprintf(&b, "- %s: %s\n", fact.Name, code(fact.Value))
-	}
+	r.Text.facts(&b)
 	r.Text.commits(&b)
 	r.Text.plan(&b)
 	fmt.Fprintf(&b, "\n%s\n", r.trailer())
 	return b.String()
+}
+
+func (t Text) facts(b *strings.Builder) {
+	for i, fact := range t.Facts {
+		if b.Len() > maxFacts {
+			fmt.Fprintf(b, "- and %d more lines of evidence\n", len(t.Facts)-i)
+			return
+		}
+		fmt.Fprintf(b, "- %s: %s\n", fact.Name, code(fact.Value))
+	}
 }
 
 func (t Text) commits(b *strings.Builder) {
@@ -57,11 +69,16 @@ func (t Text) commits(b *strings.Builder) {
 		return
 	}
 	fmt.Fprintf(b, "\n### Commits since the last release: %d\n\n", t.Total)
-	shown := t.Commits[:min(len(t.Commits), maxCommits)]
-	for _, c := range shown {
-		fmt.Fprintf(b, "- %s %s, %s\n", code(short(c.SHA)), code(c.Subject), code(c.Author))
+	shown := 0
+	for _, c := range t.Commits[:min(len(t.Commits), maxCommits)] {
+		line := fmt.Sprintf("- %s %s, %s\n", code(short(c.SHA)), code(c.Subject), code(c.Author))
+		if b.Len()+len(line) > maxListed {
+			break
+		}
+		b.WriteString(line)
+		shown++
 	}
-	if more := t.Total - len(shown); more > 0 {
+	if more := t.Total - shown; more > 0 {
 		fmt.Fprintf(b, "- and %d more\n", more)
 	}
 }
@@ -69,11 +86,11 @@ func (t Text) commits(b *strings.Builder) {
 func (t Text) plan(b *strings.Builder) {
 	switch {
 	case t.Plan == "":
-	case len(t.Plan) > maxPlan:
+	case len(t.Plan) > MaxPlan:
 		// Cutting Markdown would leave what is open in it open.
-		fmt.Fprintf(b, "\n### Plan\n\nThe plan has %d characters, too many for this text: see the plan's own comment.\n", len(t.Plan))
+		fmt.Fprintf(b, "\n### Plan\n\nIt has %d characters, too many for this text: see the plan's own comment.\n", len(t.Plan))
 	default:
-		fmt.Fprintf(b, "\n### Plan\n\n%s\n", strings.TrimSpace(t.Plan))
+		fmt.Fprintf(b, "\n%s\n", strings.TrimSpace(t.Plan))
 	}
 }
 

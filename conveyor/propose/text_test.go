@@ -4,7 +4,6 @@ import (
 	"strings"
 	"testing"
 	"unicode"
-	"unicode/utf8"
 
 	"github.com/omnivision/omnivision/conveyor/source"
 )
@@ -54,19 +53,20 @@ func FuzzCode(f *testing.F) {
 func TestTextStaysBelowWhatForgesTake(t *testing.T) {
 	r := request(57)
 	long := strings.Repeat("`x ", 400)
-	r.Text = Text{Plan: strings.Repeat("é", maxPlan), Total: 5000}
+	r.Text = Text{Plan: strings.Repeat("é", MaxPlan), Total: 5000}
 	for range 200 {
+		r.Text.Facts = append(r.Text.Facts, Fact{"Let pass", long})
 		r.Text.Commits = append(r.Text.Commits, source.Commit{SHA: strings.Repeat("a", 40), Subject: long, Author: long})
 	}
 	text := r.message(&view{clusters: []string{"cluster-aws"}})
 	if n := len(text); n > 65000 {
 		t.Errorf("the text has %d bytes", n)
 	}
-	if !strings.Contains(text, "- and 4950 more") || !strings.Contains(text, "too many for this text") || !r.named(text) {
+	if !strings.Contains(text, "more lines of evidence\n") || !strings.Contains(text, " more\n") || !strings.Contains(text, "too many for this text") || !r.named(text) {
 		t.Errorf("what was left out is not said:\n%s", text)
 	}
-	r.Text = Text{Plan: strings.Repeat("p", maxPlan), Total: 5000, Commits: r.Text.Commits}
-	if n := utf8.RuneCountInString(r.message(&view{clusters: []string{"cluster-aws"}})); n > 65_000 {
+	r.Text = Text{Plan: strings.Repeat("p", MaxPlan), Total: 5000, Commits: r.Text.Commits, Facts: r.Text.Facts}
+	if n := len(r.message(&view{clusters: []string{"cluster-aws"}})); n > 65_000 {
 		t.Errorf("the text has %d characters", n)
 	}
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/omnivision/omnivision/conveyor/source"
 	"github.com/omnivision/omnivision/conveyor/verify"
 	"github.com/omnivision/omnivision/fleet"
+	"github.com/omnivision/omnivision/plan"
 )
 
 // The stages.
@@ -60,8 +61,8 @@ type Release struct {
 	Signer func(ctx context.Context) (*sign.Signer, error)
 	// Policy believes what an identity signed in an earlier run.
 	Policy func(verify.Identity) verify.Policy
-	// Plan says as Markdown what each cluster would change; nil says nothing.
-	Plan func(ctx context.Context, release fleet.Release) (string, error)
+	// Charts are where the clusters' charts come from, to plan with; nil plans nothing.
+	Charts plan.ChartSource
 }
 
 // Builder builds images and knows whether one is still there.
@@ -205,7 +206,7 @@ func (r Release) signing(before conveyor.Results) (sign.Request, error) {
 	return request, nil
 }
 
-func (r Release) propose(ctx context.Context, before conveyor.Results, _ func(string)) (any, error) {
+func (r Release) propose(ctx context.Context, before conveyor.Results, report func(string)) (any, error) {
 	var image built
 	if err := before.Read(Build, &image); err != nil {
 		return nil, err
@@ -217,8 +218,8 @@ func (r Release) propose(ctx context.Context, before conveyor.Results, _ func(st
 	release := fleet.Release{Tag: r.Revision.Version, Digest: image.Digest}
 	return r.Proposer.Propose(ctx, propose.Request{
 		App: r.App, Wave: r.Wave, Release: release, Time: r.Revision.Time, Again: r.Again,
-		Describe: func(ctx context.Context, released map[string]fleet.Release) (propose.Text, error) {
-			return r.describe(ctx, facts, release, released)
+		Describe: func(ctx context.Context, change propose.Change) (propose.Text, error) {
+			return r.describe(ctx, facts, change, report)
 		},
 	})
 }
@@ -249,9 +250,9 @@ func facts(before conveyor.Results) ([]propose.Fact, error) {
 }
 
 // describe adds the commits since the oldest release that the wave runs, and the plan.
-func (r Release) describe(ctx context.Context, facts []propose.Fact, release fleet.Release, released map[string]fleet.Release) (propose.Text, error) {
+func (r Release) describe(ctx context.Context, facts []propose.Fact, change propose.Change, report func(string)) (propose.Text, error) {
 	text := propose.Text{Facts: facts}
-	for _, have := range released {
+	for _, have := range change.Released {
 		// An image that is gone, or of a commit that this checkout does not have, has
 		// no list of commits: that is no reason not to release.
 		commits, total, err := r.since(ctx, have)
@@ -259,9 +260,9 @@ func (r Release) describe(ctx context.Context, facts []propose.Fact, release fle
 			text.Commits, text.Total = commits, total
 		}
 	}
-	if r.Plan != nil {
+	if r.Charts != nil {
 		var err error
-		if text.Plan, err = r.Plan(ctx, release); err != nil {
+		if text.Plan, err = r.plan(ctx, change, report); err != nil {
 			return propose.Text{}, fmt.Errorf("planning: %w", err)
 		}
 	}

@@ -31,6 +31,7 @@ import (
 	"github.com/omnivision/omnivision/conveyor/source"
 	"github.com/omnivision/omnivision/conveyor/verify"
 	"github.com/omnivision/omnivision/fleet"
+	"github.com/omnivision/omnivision/plan/revision"
 )
 
 func check(t *testing.T, err error) {
@@ -124,6 +125,7 @@ type proposer struct {
 	requests []propose.Request
 	text     propose.Text
 	runs     map[string]fleet.Release
+	trees    func(fleet.Release) (base, head *revision.Tree) // nil where nothing is planned
 	fail     error
 }
 
@@ -132,15 +134,22 @@ func (p *proposer) Propose(ctx context.Context, r propose.Request) (propose.Resu
 	if p.fail != nil {
 		return propose.Result{}, p.fail
 	}
+	change := propose.Change{Released: p.runs}
+	if p.trees != nil {
+		change.Base, change.Head = p.trees(r.Release)
+	}
 	var err error
-	p.text, err = r.Describe(ctx, p.runs)
-	return propose.Result{State: propose.Proposed, Number: 7}, err
+	if p.text, err = r.Describe(ctx, change); err != nil {
+		return propose.Result{}, err
+	}
+	return propose.Result{State: propose.Proposed, Number: 7}, nil
 }
 
-type watcher struct{ again []string }
+type watcher struct{ again, told []string }
 
 func (*watcher) Started(string) {}
 func (w *watcher) Progress(stage, detail string) {
+	w.told = append(w.told, detail)
 	if strings.HasPrefix(detail, "again: ") {
 		w.again = append(w.again, stage+" "+detail)
 	}
@@ -268,11 +277,10 @@ func TestProposalListsTheCommitsSinceWhatTheWaveRuns(t *testing.T) {
 	s.commit("three")
 	s.proposer.runs = map[string]fleet.Release{"cluster-aws": {Tag: "0.1.0-1", Digest: first.Digest}, "cluster-new": {Tag: "0.1.0"}}
 	r := s.release()
-	r.Plan = func(_ context.Context, release fleet.Release) (string, error) { return "plan of " + release.Tag, nil }
 	_, _, err = s.run(r, "")
 	check(t, err)
 	text := s.proposer.text
-	if text.Total != 2 || len(text.Commits) != 2 || text.Commits[0].Subject != "three" || text.Plan != "plan of 0.1.0-3" {
+	if text.Total != 2 || len(text.Commits) != 2 || text.Commits[0].Subject != "three" {
 		t.Errorf("the text is %+v", text)
 	}
 	// An image that is gone is no reason not to release.

@@ -95,6 +95,12 @@ func (xs Exceptions) split(app string, findings []Finding, now time.Time) (stopp
 	return stopping, excepted
 }
 
+// Stopping are the findings of an app for which nothing of it may be released.
+func (xs Exceptions) Stopping(app string, findings []Finding, now time.Time) []Finding {
+	stopping, _ := xs.split(app, findings, now)
+	return stopping
+}
+
 func (xs Exceptions) find(app string, f Finding, also func(Exception) bool) (Exception, bool) {
 	for _, x := range xs {
 		if x.covers(app, f) && also(x) {

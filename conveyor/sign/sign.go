@@ -29,9 +29,9 @@ import (
 
 // Request is what to sign.
 type Request struct {
-	Digest       string // of the index
+	Digest       string // of the index, or of a chart
 	Version      string
-	Platforms    []Platform
+	Platforms    []Platform // none of a chart: nothing in it runs, so nothing is scanned
 	Repositories []name.Repository
 	Origin       Origin
 }
@@ -173,8 +173,8 @@ func lacking(ctx context.Context, policy verify.Policy, all []wanted, options []
 
 // wanted lists the statements of a release, repository by repository.
 func (r Request) wanted(signer verify.Identity) ([]wanted, error) {
-	if len(r.Repositories) == 0 || len(r.Platforms) == 0 {
-		return nil, errors.New("signing takes a repository and the images of the index")
+	if err := r.check(); err != nil {
+		return nil, err
 	}
 	var all []wanted
 	for _, repository := range r.Repositories {
@@ -190,6 +190,16 @@ func (r Request) wanted(signer verify.Identity) ([]wanted, error) {
 		}
 	}
 	return all, nil
+}
+
+func (r Request) check() error {
+	switch chart := r.Origin.Chart != ""; {
+	case len(r.Repositories) == 0, !chart && len(r.Platforms) == 0:
+		return errors.New("signing takes a repository and the images of the index")
+	case chart && (len(r.Platforms) > 0 || r.Origin.Dockerfile != ""):
+		return errors.New("what is signed is a chart or an image, not both")
+	}
+	return nil
 }
 
 func (r Request) each(repository name.Repository, signer verify.Identity, add func(digest, predicateType string, payload []byte, err error) error) error {

@@ -322,6 +322,30 @@ func TestStatementAboutAnotherImageIsRefused(t *testing.T) {
 	}
 }
 
+func TestChartIsSignedWithoutAScan(t *testing.T) {
+	s, signer := newSite(t, 2), keySigner(t)
+	request := s.request
+	request.Platforms, request.Origin.Dockerfile, request.Origin.Chart = nil, "", "charts/omnivision-platform"
+	result, err := Publish(t.Context(), signer, request, func(string) {})
+	check(t, err)
+	check(t, Check(t.Context(), signer.Policy(), request))
+	if result.Statements != 2 {
+		t.Errorf("%d statements were made, want signature and provenance", result.Statements)
+	}
+	for what, change := range map[string]func(*Request){
+		"neither":       func(r *Request) { r.Origin.Chart = "" },
+		"both":          func(r *Request) { r.Platforms = s.request.Platforms },
+		"a Dockerfile":  func(r *Request) { r.Origin.Dockerfile = "Dockerfile" },
+		"no repository": func(r *Request) { r.Repositories = nil },
+	} {
+		bad := request
+		change(&bad)
+		if _, err := Publish(t.Context(), signer, bad, func(string) {}); err == nil {
+			t.Errorf("%s was signed", what)
+		}
+	}
+}
+
 func TestNothingUnscannedIsSigned(t *testing.T) {
 	for name, change := range map[string]func(*Platform){
 		"no scan": func(p *Platform) { p.Scan.Result = nil },

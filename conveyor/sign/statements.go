@@ -11,15 +11,20 @@ import (
 	"github.com/omnivision/omnivision/conveyor/verify"
 )
 
-// buildType says what the parameters of a provenance mean; see docs/conveyor.md.
-const buildType = "https://github.com/omnivision/omnivision/blob/main/docs/conveyor.md#build"
+// What the parameters of a provenance mean; see docs/conveyor.md.
+const (
+	imageBuildType = "https://github.com/omnivision/omnivision/blob/main/docs/conveyor.md#build"
+	chartBuildType = "https://github.com/omnivision/omnivision/blob/main/docs/conveyor.md#chart"
+)
 
-// Origin is where an image comes from, for its provenance.
+// Origin is where an image or a chart comes from, for its provenance.
 type Origin struct {
 	Source     string            `json:"source"` // URL of the source repository
 	Commit     string            `json:"commit"`
-	Dockerfile string            `json:"dockerfile"`
+	Dockerfile string            `json:"dockerfile,omitempty"`
 	Args       map[string]string `json:"args,omitempty"`
+	// Chart is the directory of a chart, of which there is no Dockerfile.
+	Chart string `json:"chart,omitempty"`
 	// Invocation is the URL of the job that built it, if there was one.
 	Invocation string `json:"invocation,omitempty"`
 }
@@ -83,16 +88,25 @@ func provenance(digest string, platforms []string, o Origin, builder verify.Iden
 	if o.Invocation != "" {
 		metadata["invocationId"] = o.Invocation
 	}
+	how, parameters := o.parameters(platforms)
 	return about(digest, verify.Provenance, nil, map[string]any{
 		"buildDefinition": map[string]any{
-			"buildType":          buildType,
-			"externalParameters": map[string]any{"source": o.Source, "dockerfile": o.Dockerfile, "platforms": platforms, "args": o.Args},
+			"buildType":          how,
+			"externalParameters": parameters,
 			"resolvedDependencies": []any{map[string]any{
 				"uri": "git+" + o.Source + "@" + o.Commit, "digest": map[string]string{"gitCommit": o.Commit},
 			}},
 		},
 		"runDetails": map[string]any{"builder": map[string]string{"id": id}, "metadata": metadata},
 	})
+}
+
+// parameters are what decided the build, beside the commit.
+func (o Origin) parameters(platforms []string) (buildType string, all map[string]any) {
+	if o.Chart != "" {
+		return chartBuildType, map[string]any{"source": o.Source, "chart": o.Chart}
+	}
+	return imageBuildType, map[string]any{"source": o.Source, "dockerfile": o.Dockerfile, "platforms": platforms, "args": o.Args}
 }
 
 // scanned is https://github.com/sigstore/cosign/blob/v3.1.3/specs/COSIGN_VULN_ATTESTATION_SPEC.md.

@@ -114,6 +114,22 @@ func Log(ctx context.Context, dir, after, upTo string, limit int, paths ...strin
 	return commits, total, nil
 }
 
+// LastChange finds the commit that last changed something below the paths, up to another
+// commit.
+func LastChange(ctx context.Context, dir, upTo string, paths ...string) (string, error) {
+	if !isCommit(upTo) {
+		return "", fmt.Errorf("finding the last change of %s: %q is no full commit", strings.Join(paths, ", "), upTo)
+	}
+	commit, err := git.Own(dir).Line(ctx, append([]string{"log", "-1", "--format=%H", upTo, "--"}, paths...)...)
+	if err != nil {
+		return "", fmt.Errorf("finding the last change of %s: %w", strings.Join(paths, ", "), err)
+	}
+	if !isCommit(commit) {
+		return "", fmt.Errorf("no commit up to %s has %s", upTo, strings.Join(paths, ", "))
+	}
+	return commit, nil
+}
+
 func isCommit(s string) bool {
 	return len(s) == 40 && strings.Trim(s, "0123456789abcdef") == ""
 }

@@ -130,6 +130,27 @@ func TestLogNamesWhatChangedSinceARelease(t *testing.T) {
 	}
 }
 
+func TestLastChangeIsOfThePathsAlone(t *testing.T) {
+	c := newCheckout(t)
+	chart := c.commit(t, "charts/a/values.yaml", "1", "one")
+	other := c.commit(t, "ui/a", "1", "two")
+	if last, err := source.LastChange(t.Context(), c.dir, other, "charts/a"); err != nil || last != chart {
+		t.Errorf("the last change is %s, %v; want %s", last, err, chart)
+	}
+	again := c.commit(t, "charts/a/values.yaml", "2", "three")
+	if last, err := source.LastChange(t.Context(), c.dir, again, "charts/a"); err != nil || last != again {
+		t.Errorf("the last change is %s, %v; want %s", last, err, again)
+	}
+	if last, err := source.LastChange(t.Context(), c.dir, other, "charts/a"); err != nil || last != chart {
+		t.Errorf("up to an earlier commit the last change is %s, %v", last, err)
+	}
+	for _, bad := range []struct{ upTo, path string }{{again, "charts/b"}, {"HEAD", "charts/a"}, {"--all", "charts/a"}} {
+		if last, err := source.LastChange(t.Context(), c.dir, bad.upTo, bad.path); err == nil {
+			t.Errorf("%s up to %s was last changed by %s", bad.path, bad.upTo, last)
+		}
+	}
+}
+
 func TestExportIsTheCommitAndNotTheWorkingTree(t *testing.T) {
 	c := newCheckout(t)
 	sha := c.commit(t, "sub/a", "committed", "one")

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/omnivision/omnivision/plan"
+	"github.com/omnivision/omnivision/plan/revision"
 )
 
 // CommentLimit is how many characters a comment on GitHub may have.
@@ -50,7 +51,7 @@ func command(p *plan.Plan) string {
 		return line(s.Name, name)
 	}
 	text := "omnivision plan --base " + side(p.Base)
-	if p.Head.Commit != "" {
+	if p.Head.Commit != "" || p.Head.Name != revision.WorkingTreeName {
 		text += " --head " + side(p.Head)
 	}
 	return text + "\n"

@@ -125,10 +125,13 @@ func parseBatch(out []byte, into map[string][]byte) error {
 	}
 }
 
+// WorkingTreeName is what a working tree is called where a revision is named.
+const WorkingTreeName = "the working tree"
+
 // WorkingTree reads the directory as it lies on disk: what a commit of everything would
 // hold. Files that Git ignores are not of it.
 func (r *Repository) WorkingTree(ctx context.Context) (*Tree, error) {
-	const name = "the working tree"
+	const name = WorkingTreeName
 	out, err := r.git(ctx, nil, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", name, err)
