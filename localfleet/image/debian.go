@@ -46,6 +46,9 @@ type packageSet struct {
 	// Keep names the paths that the image needs, with what they lead to; none
 	// keeps everything.
 	Keep []string
+	// Listed keeps what each package says of itself where scanners look for it, as
+	// distroless does.
+	Listed bool `json:",omitempty"`
 	// Arch is Debian's name of the architecture, which is Go's for those that the
 	// fleet runs on; empty is this machine's.
 	Arch string `json:",omitempty"`
@@ -122,7 +125,7 @@ func buildSets(arch string) []packageSet {
 	}}
 	for _, arch := range []string{"amd64", "arm64"} {
 		sets = append(sets, packageSet{
-			Name: "base-nossl-" + arch, Arch: arch,
+			Name: "base-nossl-" + arch, Arch: arch, Listed: true,
 			Include: []string{"libc6", "ca-certificates", "base-files", "base-passwd", "netbase", "tzdata"},
 			Exclude: installers,
 			Users:   []user{{"nonroot", 65532, 65532, "/home/nonroot"}},
@@ -296,6 +299,13 @@ func (d *debian) unpack(ctx context.Context, set packageSet, debs []deb) (tree, 
 	for _, p := range debs {
 		if err := unpackDeb(ctx, p.file, t, s); err != nil {
 			return nil, fmt.Errorf("unpacking %s %s: %w", p.name, p.version, err)
+		}
+		if set.Listed {
+			control, err := output(exec.CommandContext(ctx, "dpkg-deb", "--field", p.file), "reading what "+p.name+" says of itself")
+			if err != nil {
+				return nil, err
+			}
+			t.file("var/lib/dpkg/status.d/"+p.name, control, 0o644)
 		}
 	}
 	if err := arrange(t, set.Users); err != nil {

@@ -136,6 +136,10 @@ func TestFleet(t *testing.T) {
 		{"ExistingClusters", testExistingClusters},
 		{"KilledNode", testKilledNode},
 		{"RebootedMachine", testReboot},
+		{"PushReleases", testPushReleases},
+		{"ReleaseFromShell", testReleaseFromShell},
+		{"EvidenceVerifies", testEvidence},
+		{"VulnerableImageStops", testVulnerableStops},
 		{"DownLeavesNothing", testDown},
 	}
 	for _, part := range parts {

@@ -13,20 +13,28 @@ import (
 	"time"
 )
 
-// gitops is a clone of the GitOps repository on the forge, whose pushes are an
-// administrator's.
-type gitops struct{ dir string }
+// checkout is a clone of a repository on the forge, whose pushes are an administrator's.
+type checkout struct{ dir, repository string }
 
-func clone(t *testing.T) gitops {
+// clone clones the GitOps repository.
+func clone(t *testing.T) checkout {
 	t.Helper()
-	g := gitops{t.TempDir()}
-	g.run(t, "clone", "--quiet", forgeURL+"/omnivision/omnivision-gitops.git", ".")
-	g.run(t, "config", "user.name", "An operator")
-	g.run(t, "config", "user.email", "operator@omnivision.invalid")
+	g := checkout{t.TempDir(), "omnivision-gitops"}
+	g.clone(t)
 	return g
 }
 
-func (g gitops) run(t *testing.T, args ...string) string {
+func (g checkout) clone(t *testing.T) {
+	t.Helper()
+	if err := os.MkdirAll(g.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	g.run(t, "clone", "--quiet", forgeURL+"/omnivision/"+g.repository+".git", ".")
+	g.run(t, "config", "user.name", "An operator")
+	g.run(t, "config", "user.email", "operator@omnivision.invalid")
+}
+
+func (g checkout) run(t *testing.T, args ...string) string {
 	t.Helper()
 	password, err := os.ReadFile(adminPassword(t))
 	if err != nil {
@@ -54,7 +62,7 @@ func adminPassword(t *testing.T) string {
 }
 
 // edit rewrites a file, commits it and pushes; it returns when the push is through.
-func (g gitops) edit(t *testing.T, file string, change func(string) string) time.Time {
+func (g checkout) edit(t *testing.T, file string, change func(string) string) time.Time {
 	t.Helper()
 	path := filepath.Join(g.dir, file)
 	data, err := os.ReadFile(path)

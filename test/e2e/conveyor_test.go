@@ -1,0 +1,321 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+const (
+	workerApp        = "omnivision-worker"
+	workflowIdentity = "https://github.com/omnivision/omnivision/.github/workflows/conveyor.yaml@refs/heads/main"
+	workflowIssuer   = "https://token.actions.githubusercontent.com"
+)
+
+// released is the worker that the conveyor's parts take through the fleet.
+var released struct {
+	source  checkout
+	digest  string
+	version string
+}
+
+// worker images of the two regions, without a tag.
+var workerRepositories = map[string]string{
+	"cluster-aws": "123456789012.dkr.ecr.us-west-2.amazonaws.com/omnivision/omnivision-worker",
+	"cluster-gcp": "europe-west1-docker.pkg.dev/omnivision/images/omnivision-worker",
+}
+
+// inside runs a command that sees the fleet from inside, in a directory.
+func inside(t *testing.T, dir string, command ...string) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 45*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(root(t), "bin", "omnivision"), append([]string{"inside", "--source", root(t), "--"}, command...)...)
+	cmd.Dir = dir
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, os.Stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	err := cmd.Run()
+	return out.String(), err
+}
+
+func mustInside(t *testing.T, dir string, command ...string) string {
+	t.Helper()
+	out, err := inside(t, dir, command...)
+	if err != nil {
+		t.Fatalf("inside: %s: %v\n%s", strings.Join(command, " "), err, out)
+	}
+	return out
+}
+
+// forgeAPI asks the forge as its administrator.
+func forgeAPI(t *testing.T, method, path string, body, answer any) error {
+	t.Helper()
+	password, err := os.ReadFile(adminPassword(t))
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, method, forgeURL+"/api/v1/repos/omnivision/"+path, bytes.NewReader(data))
+	if err != nil {
+		return err
+	}
+	request.SetBasicAuth("omnivision-admin", strings.TrimSpace(string(password)))
+	request.Header.Set("Content-Type", "application/json")
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	said, err := io.ReadAll(response.Body)
+	if err != nil {
+		return err
+	}
+	if response.StatusCode >= 300 {
+		return fmt.Errorf("%s %s: %s: %s", method, path, response.Status, said)
+	}
+	if answer == nil {
+		return nil
+	}
+	return json.Unmarshal(said, answer)
+}
+
+type pullRequest struct {
+	Number int
+	Body   string
+	Head   struct {
+		SHA string
+		Ref string
+	}
+}
+
+// openPull finds the open pull request of a branch of the GitOps repository.
+func openPull(t *testing.T, branch string) (pullRequest, error) {
+	var all []pullRequest
+	if err := forgeAPI(t, http.MethodGet, "omnivision-gitops/pulls?state=open&limit=50", nil, &all); err != nil {
+		return pullRequest{}, err
+	}
+	for _, pr := range all {
+		if pr.Head.Ref == branch {
+			return pr, nil
+		}
+	}
+	return pullRequest{}, fmt.Errorf("no open pull request from %s among %d", branch, len(all))
+}
+
+// failedJobs says which run of a workflow failed.
+func failedJobs(t *testing.T, repository string) error {
+	var runs struct {
+		Runs []struct {
+			Title, Status, Conclusion string
+			ID                        int64
+		} `json:"workflow_runs"`
+	}
+	if err := forgeAPI(t, http.MethodGet, repository+"/actions/runs?limit=20", nil, &runs); err != nil {
+		return err
+	}
+	for _, run := range runs.Runs {
+		if run.Conclusion == "failure" {
+			return fmt.Errorf("run %d of %s, %q, failed", run.ID, repository, run.Title)
+		}
+	}
+	return nil
+}
+
+// merge waits for the plan, which main demands, and merges.
+func merge(t *testing.T, pr pullRequest) {
+	t.Helper()
+	eventually(t, "the plan of pull request "+fmt.Sprint(pr.Number), 5*time.Minute, func() error {
+		var statuses []struct{ Context, Status, Description string }
+		if err := forgeAPI(t, http.MethodGet, "omnivision-gitops/commits/"+pr.Head.SHA+"/statuses", nil, &statuses); err != nil {
+			return err
+		}
+		for _, s := range statuses {
+			if s.Context == "omnivision/plan" && s.Status == "success" {
+				t.Logf("pull request %d: %s", pr.Number, s.Description)
+				return nil
+			}
+		}
+		return fmt.Errorf("omnivision/plan is not green: %v", statuses)
+	})
+	eventually(t, "the merge of pull request "+fmt.Sprint(pr.Number), time.Minute, func() error {
+		return forgeAPI(t, http.MethodPost, fmt.Sprintf("omnivision-gitops/pulls/%d/merge", pr.Number),
+			map[string]any{"Do": "squash", "head_commit_id": pr.Head.SHA}, nil)
+	})
+}
+
+// runs waits until every worker of a cluster is of the digest. The canary's pauses are
+// skipped as an operator would.
+func runs(t *testing.T, cluster, digest string) {
+	t.Helper()
+	const rollout = "omnivision-platform-worker"
+	eventually(t, digest+" in the Rollout of "+cluster, 2*time.Minute, func() error {
+		image := kubectl(t, cluster, "get", "rollout", rollout, "-n", "omnivision", "-o", "jsonpath={.spec.template.spec.containers[0].image}")
+		if !strings.HasSuffix(image, "@"+digest) {
+			return fmt.Errorf("it names %s", image)
+		}
+		return nil
+	})
+	kubectl(t, cluster, "patch", "rollout", rollout, "-n", "omnivision", "--subresource=status", "--type=merge", "-p", `{"status":{"promoteFull":true}}`)
+	eventually(t, "all workers of "+cluster, 3*time.Minute, func() error {
+		images := kubectl(t, cluster, "get", "pods", "-n", "omnivision", "-l", "app.kubernetes.io/component=worker", "-o",
+			"jsonpath={range .items[*]}{.status.containerStatuses[0].ready} {.spec.containers[0].image}\n{end}")
+		for line := range strings.Lines(strings.TrimSpace(images)) {
+			if !strings.HasPrefix(line, "true ") || !strings.Contains(line, "@"+digest) {
+				return errors.New(images)
+			}
+		}
+		return nil
+	})
+}
+
+// testPushReleases edits the worker and pushes: the rest is the workflow's.
+func testPushReleases(t *testing.T) {
+	released.source = checkout{filepath.Join(os.TempDir(), fmt.Sprintf("omnivision-e2e-%d", os.Getpid())), "omnivision"}
+	t.Cleanup(func() {
+		if t.Failed() {
+			_ = os.RemoveAll(released.source.dir)
+		}
+	})
+	released.source.clone(t)
+	begin := released.source.edit(t, "worker/worker.go", func(s string) string { return s + "\n// A change, to be released.\n" })
+	released.version = "0.1.0-" + released.source.run(t, "rev-list", "--count", "HEAD")
+	var pr pullRequest
+	eventually(t, "the pull request of the push", 40*time.Minute, func() (err error) {
+		if err := failedJobs(t, "omnivision"); err != nil {
+			t.Fatal(err)
+		}
+		pr, err = openPull(t, "release/"+workerApp+"/wave-1")
+		return err
+	})
+	t.Logf("push to pull request: %s from the start of the push", time.Since(begin).Round(time.Second))
+	digest := regexp.MustCompile("`(sha256:[0-9a-f]{64})`").FindStringSubmatch(pr.Body)
+	if digest == nil {
+		t.Fatalf("the pull request names no digest:\n%s", pr.Body)
+	}
+	released.digest = digest[1]
+	for _, part := range []string{released.version, "0 critical, 0 high", workflowIdentity, "### Plan: 1 of 2 clusters changes", "Untouched: `cluster-gcp`"} {
+		if !strings.Contains(pr.Body, part) {
+			t.Errorf("the pull request does not say %q:\n%s", part, pr.Body)
+		}
+	}
+	merge(t, pr)
+	runs(t, "cluster-aws", released.digest)
+}
+
+// shownRelease is what `release --output json` says.
+type shownRelease struct {
+	Version string
+	Stages  []struct {
+		Stage   string
+		Kept    bool
+		Seconds float64
+		Result  struct{ Digest string }
+	}
+}
+
+// testReleaseFromShell brings the same commit to the second wave, by hand.
+func testReleaseFromShell(t *testing.T) {
+	begin := time.Now()
+	var shown shownRelease
+	out := mustInside(t, released.source.dir, "omnivision", "release", "--app", workerApp, "--wave", "2", "--evidence", filepath.Join(t.TempDir(), "evidence"), "--output", "json")
+	if err := json.Unmarshal([]byte(out), &shown); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	stages := 0.0
+	for _, s := range shown.Stages {
+		stages += s.Seconds
+		t.Logf("%s: %.1f s", s.Stage, s.Seconds)
+	}
+	t.Logf("release: %.1f s, of which %.1f s in its stages; the rest is starting the program inside, twice", time.Since(begin).Seconds(), stages)
+	if shown.Version != released.version || shown.Stages[0].Result.Digest != released.digest {
+		t.Errorf("the shell built %s as %s, the workflow %s as %s", shown.Version, shown.Stages[0].Result.Digest, released.version, released.digest)
+	}
+	pr, err := openPull(t, "release/"+workerApp+"/wave-2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	merge(t, pr)
+	runs(t, "cluster-gcp", released.digest)
+}
+
+// testEvidence verifies what runs by upstream's own programs.
+func testEvidence(t *testing.T) {
+	for cluster, repository := range workerRepositories {
+		image := repository + "@" + released.digest
+		mustInside(t, root(t), "sh", "-c", `exec cosign verify --trusted-root "$OMNIVISION_TRUSTED_ROOT" --insecure-ignore-sct \
+			--certificate-oidc-issuer "$0" --certificate-identity "$1" -a repository="$2" "$3"`, workflowIssuer, workflowIdentity, repository, image)
+		mustInside(t, root(t), "sh", "-c", `exec cosign verify-attestation --type slsaprovenance1 --trusted-root "$OMNIVISION_TRUSTED_ROOT" --insecure-ignore-sct \
+			--certificate-oidc-issuer "$0" --certificate-identity "$1" "$2"`, workflowIssuer, workflowIdentity, image)
+		if _, err := inside(t, root(t), "sh", "-c", `exec cosign verify --trusted-root "$OMNIVISION_TRUSTED_ROOT" --insecure-ignore-sct \
+			--certificate-oidc-issuer "$0" --certificate-identity "$1" "$2"`, workflowIssuer, workflowIdentity+"-of-another", image); err == nil {
+			t.Errorf("%s: cosign believes another identity", image)
+		}
+		var verified struct {
+			Clusters []struct {
+				Cluster    string
+				WouldAdmit bool
+				Reasons    []string
+			}
+		}
+		out := mustInside(t, root(t), "omnivision", "verify", "--output", "json", image)
+		if err := json.Unmarshal([]byte(out), &verified); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		t.Logf("%s: %+v", cluster, verified.Clusters)
+	}
+	mustInside(t, root(t), "trivy", "image", "--quiet", "--scanners", "vuln", "--severity", "HIGH,CRITICAL", "--exit-code", "1",
+		workerRepositories["cluster-aws"]+"@"+released.digest)
+}
+
+// testVulnerableStops gives the worker a dependency with a known HIGH advisory.
+func testVulnerableStops(t *testing.T) {
+	source := released.source
+	write := func(name, content string) {
+		if err := os.WriteFile(filepath.Join(source.dir, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("cmd/worker/vulnerable.go", "package main\n\nimport _ \"golang.org/x/net/http2\" // CVE-2023-39325 before v0.17.0\n")
+	for _, args := range [][]string{
+		{"go", "mod", "edit", "-replace", "golang.org/x/net=golang.org/x/net@v0.16.0"},
+		{"go", "build", "-mod=mod", "-o", os.DevNull, "./cmd/worker"},
+	} {
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Dir, cmd.Env = source.dir, append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	source.run(t, "add", "--all")
+	source.run(t, "commit", "--quiet", "--message", "Depend on something vulnerable")
+	_, err := inside(t, source.dir, "omnivision", "release", "--app", workerApp, "--evidence", filepath.Join(t.TempDir(), "evidence"))
+	var exited *exec.ExitError
+	if !errors.As(err, &exited) || exited.ExitCode() != 3 {
+		t.Errorf("a vulnerable worker ends with %v, want exit code 3", err)
+	}
+	if pr, err := openPull(t, "release/"+workerApp+"/wave-1"); err == nil {
+		t.Errorf("it was proposed as pull request %d", pr.Number)
+	}
+	if err := os.RemoveAll(source.dir); err != nil {
+		t.Error(err)
+	}
+}
