@@ -116,12 +116,14 @@ func (r Report) known() error {
 	return nil
 }
 
-// noSystem is what Trivy calls the system of packages that belong to none.
-const noSystem = "none"
+const (
+	noSystem       = "none"    // what Trivy calls the system of packages that belong to none
+	systemPackages = "os-pkgs" // the class of results
+)
 
 func (r Report) hasSystemPackages() bool {
 	for _, result := range r.Results {
-		if result.Class == "os-pkgs" && len(result.Packages) > 0 {
+		if result.Class == systemPackages && len(result.Packages) > 0 {
 			return true
 		}
 	}
@@ -132,10 +134,14 @@ func (r Report) hasSystemPackages() bool {
 func (r Report) Findings() []Finding {
 	var all []Finding
 	for _, result := range r.Results {
+		where := result.Target
+		if result.Class == systemPackages { // the target repeats the image's whole name
+			where = strings.TrimSpace(r.Metadata.OS.Family + " " + r.Metadata.OS.Name)
+		}
 		for _, v := range result.Vulnerabilities {
 			all = append(all, Finding{
 				ID: v.VulnerabilityID, Severity: v.Severity, Package: v.PkgName, Installed: v.InstalledVersion,
-				Fixed: v.FixedVersion, Where: cmp.Or(v.PkgPath, result.Target), Title: v.Title, URL: v.PrimaryURL,
+				Fixed: v.FixedVersion, Where: cmp.Or(v.PkgPath, where, result.Target), Title: v.Title, URL: v.PrimaryURL,
 			})
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -15,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -23,8 +26,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/stream"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
+	"github.com/omnivision/omnivision/conveyor/rescan"
 	"github.com/omnivision/omnivision/conveyor/scan"
 )
 
@@ -81,7 +85,7 @@ func newBed(t *testing.T) bed {
 	if err := Write(t.Context(), b.scanner.CacheDir, time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	server := httptest.NewServer(registry.New())
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	t.Cleanup(server.Close)
 	b.registry = strings.TrimPrefix(server.URL, "http://")
 	return b
@@ -118,11 +122,15 @@ func (b bed) push(t *testing.T, files map[string]string) []scan.Target {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	image, err := mutate.AppendLayers(empty.Image, stream.NewLayer(readCloser{&layer}))
+	packed, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(layer.Bytes())), nil })
 	if err != nil {
 		t.Fatal(err)
 	}
-	image, err = mutate.ConfigFile(image, &v1.ConfigFile{OS: "linux", Architecture: "amd64"})
+	base, err := mutate.ConfigFile(empty.Image, &v1.ConfigFile{OS: "linux", Architecture: "amd64"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := mutate.AppendLayers(base, packed)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,10 +147,6 @@ func (b bed) push(t *testing.T, files map[string]string) []scan.Target {
 	}
 	return []scan.Target{{Platform: "linux/amd64", Reference: tag.Context().Digest(digest.String()).String()}}
 }
-
-type readCloser struct{ *bytes.Buffer }
-
-func (readCloser) Close() error { return nil }
 
 // debianWith is the base of an image as distroless makes it, with one package.
 func debianWith(source, pkg, version string) map[string]string {
@@ -164,9 +168,9 @@ func TestTrivyFindsWhatWasPublished(t *testing.T) {
 		want  []string // of the findings that stop the belt
 		fails string   // of an error of another kind
 	}{
-		"a program of a vulnerable module":        {files: map[string]string{"usr/local/bin/worker": old}, want: []string{"CVE-2023-39325 golang.org/x/net v0.16.0 0.17.0 HIGH"}},
+		"a program of a vulnerable module":        {files: map[string]string{"usr/local/bin/worker": old}, want: []string{"CVE-2023-39325 golang.org/x/net v0.16.0 0.17.0 HIGH usr/local/bin/worker"}},
 		"a program of a fixed module":             {files: map[string]string{"usr/local/bin/worker": fixed}},
-		"a vulnerable library of Debian":          {files: debianWith("glibc", "libc6", "2.36-9+deb12u2"), want: []string{"CVE-2023-4911 libc6 2.36-9+deb12u2 2.36-9+deb12u3 HIGH", "CVE-2024-2961 libc6 2.36-9+deb12u2 2.36-9+deb12u6 HIGH"}},
+		"a vulnerable library of Debian":          {files: debianWith("glibc", "libc6", "2.36-9+deb12u2"), want: []string{"CVE-2023-4911 libc6 2.36-9+deb12u2 2.36-9+deb12u3 HIGH debian 12.12", "CVE-2024-2961 libc6 2.36-9+deb12u2 2.36-9+deb12u6 HIGH debian 12.12"}},
 		"a fixed library of Debian":               {files: debianWith("glibc", "libc6", "2.36-9+deb12u14")},
 		"nothing that Trivy recognises":           {files: map[string]string{"usr/local/bin/worker": "#!/bin/sh\n"}, fails: "no package was recognised"},
 		"a system that Trivy does not scan":       {files: map[string]string{"etc/os-release": "ID=fedora\nVERSION_ID=42\n", "usr/local/bin/worker": fixed}, fails: "none of its packages"},
@@ -195,7 +199,7 @@ func TestTrivyFindsWhatWasPublished(t *testing.T) {
 			}
 			var found []string
 			for _, f := range vulnerable.Findings {
-				found = append(found, strings.Join([]string{f.ID, f.Package, f.Installed, f.Fixed, string(f.Severity)}, " "))
+				found = append(found, strings.Join([]string{f.ID, f.Package, f.Installed, f.Fixed, string(f.Severity), f.Where}, " "))
 			}
 			if !slices.Equal(found, tt.want) {
 				t.Errorf("found %q, want %q", found, tt.want)
@@ -222,6 +226,33 @@ func looksWhole(t *testing.T, result scan.Result) {
 	}
 	if err := json.Unmarshal(result.Images[0].SBOM, &sbom); err != nil || sbom.BOMFormat != "CycloneDX" || len(sbom.Components) < result.Images[0].Packages {
 		t.Errorf("the SBOM is %+v, %v", sbom, err)
+	}
+}
+
+// The program that was clean when it was released, a day before the advisory.
+func TestRescanFindsTheVulnerableImageThatIsDeployed(t *testing.T) {
+	b := newBed(t)
+	_, digest, _ := strings.Cut(b.push(t, map[string]string{"usr/local/bin/worker": string(program(t, "v0.16.0"))})[0].Reference, "@")
+	nobodyElse(t)
+	tree := fstest.MapFS{
+		"fleet.yaml": {Data: fmt.Appendf(nil, `apiVersion: omnivision.ai/v1
+kind: Fleet
+repository: https://forge.example/omnivision/gitops.git
+branch: main
+chart: {registry: registry.example/charts, name: platform}
+clusters:
+  - {name: oregon, displayName: Oregon, cloud: aws, region: us-west-2, wave: 1, kubernetesVersion: "1.37.2", imageRegistry: %s/omnivision, addresses: {ui: https://a.example, argocd: https://b.example}}
+apps:
+  - {name: omnivision-worker, repository: worker, valuePath: aiWorker}
+`, b.registry)},
+		"apps/omnivision-worker/oregon.yaml": {Data: fmt.Appendf(nil, "aiWorker:\n  tag: 0.1.0-57\n  digest: %s\n", digest)},
+	}
+	report, err := rescan.Rescan{Scanner: b.scanner, PlainHTTP: true}.Run(t.Context(), tree, func(string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := report.Deployed[0]; d.Status != rescan.Vulnerable || d.Todo != "release it anew with newer golang.org/x/net" {
+		t.Errorf("the report is %+v", report)
 	}
 }
 
