@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"testing/fstest" // the one in-memory fs.FS of the standard library
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -133,7 +134,7 @@ func repositoryOf(cloneURL string) forge.Name {
 // pushTree brings the GitOps tree to the forge. The release is written into a copy: the
 // checkout is the user's.
 func (f *Fleet) pushTree(ctx context.Context, _ func(string)) error {
-	copied, err := f.releasedTree()
+	copied, err := f.releasedTree(ctx)
 	if err != nil {
 		return err
 	}
@@ -157,8 +158,8 @@ func (f *Fleet) pushSource(ctx context.Context, _ func(string)) error {
 }
 
 // releasedTree copies the GitOps tree and writes tag and digest of each app's
-// image for each cluster, as a release does. It stands in for the conveyor.
-func (f *Fleet) releasedTree() (string, error) {
+// image for each cluster, as a release does. What the conveyor has released stays.
+func (f *Fleet) releasedTree(ctx context.Context) (string, error) {
 	dir, err := os.MkdirTemp("", "omnivision-gitops-")
 	if err != nil {
 		return "", err
@@ -166,24 +167,35 @@ func (f *Fleet) releasedTree() (string, error) {
 	if err := os.CopyFS(dir, os.DirFS(filepath.Join(f.Source, treeDir))); err != nil {
 		return dir, fmt.Errorf("copy the GitOps tree: %w", err)
 	}
+	// There is none before the first push.
+	onForge, err := f.forgeTree(ctx)
+	if err != nil {
+		onForge = fstest.MapFS{}
+	}
 	for _, app := range f.Tree.Apps {
-		release := f.releases[app.Repository]
 		for _, cluster := range f.Tree.Clusters {
-			path := filepath.Join(dir, app.ReleaseFile(cluster.Name))
-			before, err := os.ReadFile(path)
-			if err != nil {
-				return dir, err
+			release := f.releases[app.Repository]
+			if have, err := fleet.ReadRelease(onForge, app, cluster.Name); err == nil && !have.Empty() && !isAssembled(have.Tag) {
+				release = have
 			}
-			after, err := fleet.SetRelease(before, app, release)
-			if err != nil {
-				return dir, fmt.Errorf("write the release of %s: %w", app.Name, err)
-			}
-			if err := os.WriteFile(path, after, 0o644); err != nil {
+			if err := writeRelease(filepath.Join(dir, app.ReleaseFile(cluster.Name)), app, release); err != nil {
 				return dir, err
 			}
 		}
 	}
 	return dir, nil
+}
+
+func writeRelease(path string, app fleet.App, release fleet.Release) error {
+	before, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	after, err := fleet.SetRelease(before, app, release)
+	if err != nil {
+		return fmt.Errorf("write the release of %s: %w", app.Name, err)
+	}
+	return os.WriteFile(path, after, 0o644)
 }
 
 // pushMirrors brings the upstream repositories that the tree names to the forge.

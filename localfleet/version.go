@@ -32,5 +32,9 @@ func readVersion(dir string) sourceVersion {
 // assembledTag marks an image that Up assembled. It rises with every commit, and is older
 // than whatever the conveyor releases, whose images are others under other tags.
 func assembledTag(version string) string {
-	return source.BaseVersion + "-0.assembled." + strings.TrimPrefix(version, source.BaseVersion+"-")
+	return assembledPrefix + strings.TrimPrefix(version, source.BaseVersion+"-")
 }
+
+const assembledPrefix = source.BaseVersion + "-0.assembled."
+
+func isAssembled(tag string) bool { return strings.HasPrefix(tag, assembledPrefix) }
