@@ -36,7 +36,7 @@ func (s Server) FulcioReady(ctx context.Context) error {
 	for _, chain := range bundle.Chains {
 		return s.isChain(fulcioChain, []byte(strings.Join(chain.Certificates, "\n")))
 	}
-	return errors.New("Fulcio has no certificate")
+	return errors.New("no certificate comes from Fulcio")
 }
 
 // RekorReady asks whether Rekor serves, and looks at the head of the log, which this version writes to its folder and

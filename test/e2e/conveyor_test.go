@@ -259,6 +259,7 @@ func testReleaseFromShell(t *testing.T) {
 
 // testEvidence verifies what runs by upstream's own programs.
 func testEvidence(t *testing.T) {
+	tree := clone(t).dir
 	for cluster, repository := range workerRepositories {
 		image := repository + "@" + released.digest
 		mustInside(t, root(t), "sh", "-c", `exec cosign verify --trusted-root "$OMNIVISION_TRUSTED_ROOT" --insecure-ignore-sct \
@@ -276,11 +277,18 @@ func testEvidence(t *testing.T) {
 				Reasons    []string
 			}
 		}
-		out := mustInside(t, root(t), "omnivision", "verify", "--output", "json", image)
+		out := mustInside(t, root(t), "omnivision", "verify", "--tree", tree, "--output", "json", image)
 		if err := json.Unmarshal([]byte(out), &verified); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
-		t.Logf("%s: %+v", cluster, verified.Clusters)
+		for _, verdict := range verified.Clusters {
+			if verdict.WouldAdmit != (verdict.Cluster == cluster) {
+				t.Errorf("%s: %s would admit it: %t, %v", image, verdict.Cluster, verdict.WouldAdmit, verdict.Reasons)
+			}
+		}
+		if len(verified.Clusters) != len(regions) {
+			t.Errorf("%s: verdicts of %d clusters", image, len(verified.Clusters))
+		}
 	}
 	mustInside(t, root(t), "trivy", "image", "--quiet", "--scanners", "vuln", "--severity", "HIGH,CRITICAL", "--exit-code", "1",
 		workerRepositories["cluster-aws"]+"@"+released.digest)
