@@ -118,7 +118,7 @@ func (f *Fleet) startModules(ctx context.Context, _ func(string)) error {
 	}
 	// The go command of the machine says where modules come from: it sees what its user sees.
 	_, err = f.sup.Start(ctx, process.Spec{
-		Name: modulesDaemon, Path: program, Args: []string{ModulesCommand}, Env: os.Environ(), StopGrace: time.Second,
+		Name: modulesDaemon, Path: program, Args: []string{ModulesCommand}, Env: goEnvironment(), StopGrace: time.Second,
 	})
 	if err != nil {
 		return err
@@ -135,6 +135,19 @@ func (f *Fleet) startModules(ctx context.Context, _ func(string)) error {
 			return fmt.Errorf("waiting for its port: %w", err)
 		}
 		return response.Body.Close()
+	})
+}
+
+// goEnvironment is what of the caller's environment the go command looks at. The rest
+// differs from shell to shell, and would restart what is started with it.
+func goEnvironment() []string {
+	return slices.DeleteFunc(os.Environ(), func(pair string) bool {
+		name, _, _ := strings.Cut(pair, "=")
+		switch strings.ToUpper(name) {
+		case "PATH", "HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR":
+			return false
+		}
+		return !strings.HasPrefix(name, "GO")
 	})
 }
 

@@ -37,7 +37,7 @@ func (f *Fleet) awaitJobs(ctx context.Context, _ func(string)) error {
 		Args: []string{
 			JobsCommand, "--state", f.StateDir, "--cache", f.CacheDir, "--source", f.Source, "--port-base", strconv.Itoa(f.PortBase),
 		},
-		Env: os.Environ(), // the engines are built with the user's Go
+		Env: goEnvironment(), // the engines are built with the user's Go
 	})
 	return err
 }

@@ -25,8 +25,12 @@ const (
 	PeopleURL  = "https://oauth2.sigstore.dev/auth"
 )
 
-// lifetime of a token, as GitHub's.
-const lifetime = 5 * time.Minute
+// Lifetimes of tokens: a job's is GitHub's; a person's is lent at the beginning of a command, which
+// may sign at the end of a long build.
+const (
+	jobLifetime    = 5 * time.Minute
+	personLifetime = time.Hour
+)
 
 // Issuer signs tokens under one URL.
 type Issuer struct {
@@ -46,7 +50,7 @@ func New(address string, key *Key) (*Issuer, error) {
 }
 
 // sign adds what every token has to the claims.
-func (i *Issuer) sign(audience, subject string, claims any) (string, error) {
+func (i *Issuer) sign(audience, subject string, lifetime time.Duration, claims any) (string, error) {
 	now := i.now()
 	signer, err := i.key.signer()
 	if err != nil {

@@ -61,7 +61,7 @@ func (a Actions) token(r *http.Request) (string, error) {
 	if audience == "" {
 		audience = "https://github.com/" + job.Owner // GitHub's default
 	}
-	token, err := a.sign(audience, job.subject(), job.claims())
+	token, err := a.sign(audience, job.subject(), jobLifetime, job.claims())
 	if err == nil {
 		a.Log.Info("lent a job its identity", "subject", job.subject(), "workflow", job.WorkflowPath, "commit", job.SHA, "run", id.Run, "job", id.Job, "audience", audience)
 	}
@@ -91,7 +91,7 @@ func (p People) token(r *http.Request) (string, error) {
 	if audience == "" {
 		return "", refuse(http.StatusBadRequest, "no audience: for Fulcio it is sigstore")
 	}
-	token, err := p.sign(audience, email, struct {
+	token, err := p.sign(audience, email, personLifetime, struct {
 		Email    string `json:"email"`
 		Verified bool   `json:"email_verified"`
 	}{email, true})

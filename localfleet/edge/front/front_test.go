@@ -625,7 +625,7 @@ func TestUnknownHostIsNamedInTheAnswer(t *testing.T) {
 	anything := f.transport.Clone()
 	anything.TLSClientConfig.InsecureSkipVerify = true
 	defer anything.CloseIdleConnections()
-	req, err := http.NewRequest(http.MethodGet, "https://gcr.io/v2/", nil)
+	req, err := http.NewRequest(http.MethodGet, "https://mcr.microsoft.com/v2/", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -640,14 +640,14 @@ func TestUnknownHostIsNamedInTheAnswer(t *testing.T) {
 	if err := json.NewDecoder(resp.Body).Decode(&body); err != nil {
 		t.Fatal(err)
 	}
-	if resp.StatusCode != http.StatusMisdirectedRequest || len(body.Errors) != 1 || !strings.Contains(body.Errors[0].Message, `"gcr.io"`) {
+	if resp.StatusCode != http.StatusMisdirectedRequest || len(body.Errors) != 1 || !strings.Contains(body.Errors[0].Message, `"mcr.microsoft.com"`) {
 		t.Errorf("%s %+v", resp.Status, body)
 	}
 	if names := resp.TLS.PeerCertificates[0].DNSNames; len(names) != 0 {
 		t.Errorf("a certificate was issued for %v", names)
 	}
 	// A client that verifies refuses the connection.
-	if _, err := f.transport.RoundTrip(req.Clone(context.Background())); err == nil || !strings.Contains(err.Error(), "gcr.io") {
+	if _, err := f.transport.RoundTrip(req.Clone(context.Background())); err == nil || !strings.Contains(err.Error(), "mcr.microsoft.com") {
 		t.Errorf("got %v", err)
 	}
 }
