@@ -78,7 +78,7 @@ func publishedTree(t *testing.T, f *fakeForge) string {
 		}
 		content, err := os.ReadFile(path)
 		must(t, err)
-		return os.WriteFile(path, []byte(strings.ReplaceAll(string(content), "repository: https://github.com/omnivision/", "repository: "+f.URL+"/omnivision/")), 0o600)
+		return os.WriteFile(path, []byte(strings.ReplaceAll(string(content), "https://github.com/omnivision/omnivision-gitops", f.URL+"/omnivision/omnivision-gitops")), 0o600)
 	}))
 	gitIn(t, dir, "commit", "-qam", "the base")
 	return dir
