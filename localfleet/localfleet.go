@@ -60,7 +60,6 @@ type Fleet struct {
 	remote   map[string]*rest.Config
 
 	// What the steps of Up hand on to later ones.
-	fresh       bool // no earlier Up left a forge
 	forge       *gitea.Server
 	made        []*image.Image
 	mirrors     []mirrored

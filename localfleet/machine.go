@@ -78,8 +78,6 @@ func inThrowawayNetwork(probe func() error) error {
 
 func (f *Fleet) preflight(ctx context.Context, report func(string)) error {
 	report("asking the machine")
-	_, err := os.Stat(f.path("forge"))
-	f.fresh = err != nil
 	return preflight.Failed(preflight.Run(ctx, f.Checks()))
 }
 

@@ -61,7 +61,9 @@ func (f *Fleet) startRegistry(ctx context.Context, _ func(string)) error {
 // is gone, and with it the commits that its versions counted: this fleet counts anew, and a
 // name that is taken is never given to another image.
 func (f *Fleet) forgetReleases(server registry.Server) error {
-	if !f.fresh {
+	// Gone with the fleet's state, and written last: an Up that was killed does it again.
+	done := f.path("earlier-releases-forgotten")
+	if _, err := os.Stat(done); err == nil {
 		return nil
 	}
 	for _, cluster := range f.Tree.Clusters {
@@ -71,7 +73,7 @@ func (f *Fleet) forgetReleases(server registry.Server) error {
 			}
 		}
 	}
-	return nil
+	return os.WriteFile(done, nil, 0o644)
 }
 
 // openForge starts the forge unless it runs.

@@ -112,7 +112,7 @@ func (s Server) Prepare() (process.Spec, error) {
 }
 
 // ForgetTags takes all tags off a repository, named by its production reference without
-// one. Images stay, by their digests. The registry must not run.
+// one. Images stay, by their digests.
 func (s Server) ForgetTags(repository string) error {
 	if !filepath.IsLocal(filepath.FromSlash(repository)) {
 		return fmt.Errorf("forgetting the tags of %q: it is no repository", repository)

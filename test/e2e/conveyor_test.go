@@ -95,6 +95,10 @@ func forgeAPI(t *testing.T, method, path string, body, answer any) error {
 	if answer == nil {
 		return nil
 	}
+	if plain, ok := answer.(*text); ok {
+		*plain = text(said)
+		return nil
+	}
 	return json.Unmarshal(said, answer)
 }
 
@@ -134,11 +138,31 @@ func failedJobs(t *testing.T, repository string) error {
 	}
 	for _, run := range runs.Runs {
 		if run.Conclusion == "failure" {
-			return fmt.Errorf("run %d of %s, %q, failed", run.ID, repository, run.Title)
+			return fmt.Errorf("run %d of %s, %q, failed:\n%s", run.ID, repository, run.Title, jobLogs(t, repository, run.ID))
 		}
 	}
 	return nil
 }
+
+// jobLogs are the ends of the logs of a run's jobs.
+func jobLogs(t *testing.T, repository string, run int64) string {
+	var list struct{ Jobs []struct{ ID int64 } }
+	if err := forgeAPI(t, http.MethodGet, fmt.Sprintf("%s/actions/runs/%d/jobs", repository, run), nil, &list); err != nil {
+		return err.Error()
+	}
+	var all strings.Builder
+	for _, job := range list.Jobs {
+		var log text
+		if err := forgeAPI(t, http.MethodGet, fmt.Sprintf("%s/actions/jobs/%d/logs", repository, job.ID), nil, &log); err != nil {
+			fmt.Fprintln(&all, err)
+		}
+		all.WriteString(string(log[max(0, len(log)-4000):]) + "\n")
+	}
+	return all.String()
+}
+
+// text is an answer that is no JSON.
+type text string
 
 // merge waits for the plan, which main demands, and merges.
 func merge(t *testing.T, pr pullRequest) {
