@@ -73,6 +73,9 @@ func (f *Fleet) forgetReleases(server registry.Server) error {
 			}
 		}
 	}
+	if err := makeDirs(f.StateDir); err != nil {
+		return err
+	}
 	return os.WriteFile(done, nil, 0o644)
 }
 
