@@ -62,7 +62,7 @@ race: engines ## all tests under the race detector
 
 .PHONY: e2e
 e2e: build ## the fleet from nothing, broken on purpose, and taken away again
-	$(SAMEENV) $(GO) test -tags e2e -count 1 -timeout 40m -v ./test/e2e
+	$(SAMEENV) $(GO) test -tags e2e -count 1 -timeout 60m -v ./test/e2e
 
 .PHONY: bench
 bench: build ## benchmarks; with the engines built, also against their programs
