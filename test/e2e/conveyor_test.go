@@ -199,13 +199,12 @@ func runs(t *testing.T, cluster, digest string) {
 		return nil
 	})
 	kubectl(t, cluster, "patch", "rollout", rollout, "-n", "omnivision", "--subresource=status", "--type=merge", "-p", `{"status":{"promoteFull":true}}`)
+	// Pods of before a reboot may still be listed: what counts is the Rollout.
 	eventually(t, "all workers of "+cluster, 3*time.Minute, func() error {
-		images := kubectl(t, cluster, "get", "pods", "-n", "omnivision", "-l", "app.kubernetes.io/component=worker", "-o",
-			"jsonpath={range .items[*]}{.status.containerStatuses[0].ready} {.spec.containers[0].image}\n{end}")
-		for line := range strings.Lines(strings.TrimSpace(images)) {
-			if !strings.HasPrefix(line, "true ") || !strings.Contains(line, "@"+digest) {
-				return errors.New(images)
-			}
+		state := strings.Fields(kubectl(t, cluster, "get", "rollout", rollout, "-n", "omnivision", "-o",
+			"jsonpath={.status.stableRS} {.status.currentPodHash} {.spec.replicas} {.status.updatedReplicas} {.status.availableReplicas}"))
+		if len(state) != 5 || state[0] != state[1] || state[2] != state[3] || state[2] != state[4] {
+			return fmt.Errorf("stable, current, wanted, updated, available: %v", state)
 		}
 		return nil
 	})
