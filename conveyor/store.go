@@ -9,8 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"syscall"
 	"time"
+
+	"github.com/omnivision/omnivision/internal/filelock"
 )
 
 // Subject is what a release is of.
@@ -123,26 +124,12 @@ func (s Store) Lock(ctx context.Context, app string) (unlock func(), err error) 
 	if !appPattern.MatchString(app) {
 		return nil, fmt.Errorf("%q cannot be an app's name: lower case letters, digits and -", app)
 	}
-	dir := filepath.Join(s.Dir, app)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	unlock, err = filelock.Acquire(ctx, filepath.Join(s.Dir, app, ".lock"))
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, fmt.Errorf("waiting for another release of %s on this machine: %w", app, err)
+	case err != nil:
 		return nil, fmt.Errorf("locking the releases of %s: %w", app, err)
 	}
-	f, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, fmt.Errorf("locking the releases of %s: %w", app, err)
-	}
-	for {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) //nolint:gosec // descriptors are small
-		if err == nil {
-			return func() { _ = f.Close() }, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
-			return nil, errors.Join(fmt.Errorf("locking the releases of %s: %w", app, err), f.Close())
-		}
-		select {
-		case <-ctx.Done():
-			return nil, errors.Join(fmt.Errorf("waiting for another release of %s on this machine, which holds %s: %w", app, f.Name(), context.Cause(ctx)), f.Close())
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
+	return unlock, nil
 }

@@ -55,7 +55,7 @@ func (f *Fleet) ConveyorSteps() []story.Step {
 		{Name: "forge", Run: f.reopenForge},
 		{Name: "conveyor's engines", Run: f.buildConveyorEngines},
 		{Name: "view from inside", Run: f.startView},
-		{Name: "Go modules", After: []string{"view from inside"}, Run: f.startModules},
+		{Name: "Go modules", Run: f.startModules},
 		{Name: "base images", Run: f.baseImages},
 		{Name: "conveyor's account", After: []string{"forge"}, Run: f.conveyorAccount},
 		{Name: "BuildKit", After: []string{"conveyor's engines", "view from inside"}, Run: f.startBuildKit},
@@ -79,8 +79,10 @@ func (f *Fleet) StartConveyor(ctx context.Context, watcher story.Watcher) error 
 		return err
 	}
 	defer unlock()
-	_, err = story.Run(ctx, f.ConveyorSteps(), watcher)
-	return err
+	if _, err := story.Run(ctx, f.ConveyorSteps(), watcher); err != nil {
+		return err
+	}
+	return writeJSON(f.path(conveyorSubstitutes), f.substitutes.sorted())
 }
 
 func (f *Fleet) reopenForge(ctx context.Context, _ func(string)) (err error) {
@@ -112,9 +114,9 @@ const ModulesCommand = "modules"
 const modulesDaemon = "modules"
 
 func (f *Fleet) startModules(ctx context.Context, _ func(string)) error {
-	program, err := os.Executable()
+	program, err := ownProgram()
 	if err != nil {
-		return fmt.Errorf("find this program: %w", err)
+		return err
 	}
 	// The go command of the machine says where modules come from: it sees what its user sees.
 	_, err = f.sup.Start(ctx, process.Spec{
@@ -160,6 +162,9 @@ func (f *Fleet) baseImages(ctx context.Context, report func(string)) error {
 		base, err := builder.ObtainBase(ctx, reference)
 		if err != nil {
 			return err
+		}
+		if base.Substitute != "" {
+			f.substitute("image "+reference, base.Substitute)
 		}
 		report(reference)
 		if err := base.Push(ctx, "http://"+registryAddress, transport); err != nil {
@@ -222,9 +227,9 @@ const IssuerCommand = "issuer"
 
 // startIssuer starts who lends identities: to jobs that run, and to root at a shell.
 func (f *Fleet) startIssuer(ctx context.Context, _ func(string)) error {
-	program, err := os.Executable()
+	program, err := ownProgram()
 	if err != nil {
-		return fmt.Errorf("find this program: %w", err)
+		return err
 	}
 	daemon := issuer.Daemon{
 		Program: program, Args: []string{IssuerCommand}, NetNS: topology.HubNS,
@@ -276,9 +281,18 @@ func (f *Fleet) vulnerabilityDatabase(ctx context.Context, _ func(string)) error
 	if err := advisories.Write(ctx, dir, time.Now()); err != nil {
 		return err
 	}
+	database, err := advisories.Artifact(dir)
+	if err != nil {
+		return err
+	}
 	transport := hubTransport()
 	defer transport.CloseIdleConnections()
-	return advisories.Push(ctx, dir, "http://"+registryAddress, transport)
+	for _, reference := range advisories.References {
+		if _, err := image.Push(ctx, database, reference, "http://"+registryAddress, transport); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // startRunner registers the runner that executes workflows.
@@ -333,9 +347,9 @@ func (f *Fleet) conveyorEnvironment() ([]string, error) {
 // ownProgramDir is a folder with a copy of this program, which the runner's user may
 // execute wherever the checkout is.
 func (f *Fleet) ownProgramDir() (string, error) {
-	program, err := os.Executable()
+	program, err := ownProgram()
 	if err != nil {
-		return "", fmt.Errorf("find this program: %w", err)
+		return "", err
 	}
 	dir := f.path("conveyor", "bin")
 	if err := makeDirs(dir); err != nil {
@@ -412,7 +426,7 @@ func (f *Fleet) allHosts() []string {
 }
 
 // Inside returns the environment of a command at a shell that is to see the fleet from
-// inside, and a function that starts it there.
+// inside, and a function that starts it there. The conveyor must have been started.
 func (f *Fleet) Inside(ctx context.Context) (env []string, start func(func() error) error, err error) {
 	holder, err := inside.Holder(f.sup)
 	if err != nil {
@@ -421,7 +435,7 @@ func (f *Fleet) Inside(ctx context.Context) (env []string, start func(func() err
 	if env, err = f.conveyorEnvironment(); err != nil {
 		return nil, nil, err
 	}
-	token, err := os.ReadFile(f.forgeTokenFile())
+	token, err := os.ReadFile(f.forge.TokenFile(forgeTokenName))
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the conveyor's token at the forge: %w", err)
 	}
@@ -442,8 +456,4 @@ func person(ctx context.Context) string {
 		return "operator@omnivision.invalid"
 	}
 	return address
-}
-
-func (f *Fleet) forgeTokenFile() string {
-	return f.path("forge", "credentials", "token-"+forgeTokenName)
 }

@@ -37,9 +37,9 @@ func (f *Fleet) startEdge(ctx context.Context, _ func(string)) error {
 	if err := edge.WriteConfig(path, config); err != nil {
 		return err
 	}
-	program, err := os.Executable()
+	program, err := ownProgram()
 	if err != nil {
-		return fmt.Errorf("find this program: %w", err)
+		return err
 	}
 	started, err := f.sup.Start(ctx, process.Spec{
 		Name: edgeDaemon, Path: program, Args: []string{EdgeCommand, path}, StopGrace: 3 * time.Second,
@@ -70,7 +70,7 @@ func (f *Fleet) edgeConfig() (edge.Config, error) {
 	config := edge.Config{
 		StateDir: f.path("edge"), CADir: f.path("edge", "ca"),
 		Hub:    edge.Hub{NetNS: topology.HubNS, Address: hub},
-		Routes: append(front.DefaultRoutes(forge, target.Target{NetNS: topology.HubNS, Address: registryAddress}), conveyorRoutes()...),
+		Routes: f.routes(forge),
 		Forwards: []forward.Spec{{
 			Name: "forge", Kind: forward.HTTP, Listen: loopback(f.Plan.ForgePort()), Target: forge,
 		}},
@@ -84,6 +84,13 @@ func (f *Fleet) edgeConfig() (edge.Config, error) {
 		config.Forwards = append(config.Forwards, f.forwards(c)...)
 	}
 	return config, nil
+}
+
+// routes are the production names with who answers for them.
+func (f *Fleet) routes(forge target.Target) []front.Route {
+	forges, registries := f.hosts()
+	own := front.Routes(forges, registries, forge, target.Target{NetNS: topology.HubNS, Address: registryAddress})
+	return append(own, conveyorRoutes()...)
 }
 
 func (f *Fleet) edgeCluster(c topology.Cluster) (edge.Cluster, error) {

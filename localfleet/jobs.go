@@ -28,9 +28,9 @@ func (f *Fleet) awaitJobs(ctx context.Context, _ func(string)) error {
 	if _, running := f.sup.Running(runnerDaemon); running {
 		return nil
 	}
-	program, err := os.Executable()
+	program, err := ownProgram()
 	if err != nil {
-		return fmt.Errorf("find this program: %w", err)
+		return err
 	}
 	_, err = f.sup.Start(ctx, process.Spec{
 		Name: jobsDaemon, Path: program, StopGrace: 2 * time.Second,

@@ -143,6 +143,15 @@ func (f *Fleet) path(parts ...string) string {
 	return filepath.Join(append([]string{f.StateDir}, parts...)...)
 }
 
+// ownProgram is the path of this program, of which the fleet runs some commands as daemons.
+func ownProgram() (string, error) {
+	program, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("find this program: %w", err)
+	}
+	return program, nil
+}
+
 // waitFor calls done until it returns nil, and says what it waited for when
 // the limit passes (P45).
 func waitFor(ctx context.Context, what string, limit time.Duration, done func(context.Context) error) error {

@@ -12,12 +12,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"testing/fstest" // the one in-memory fs.FS of the standard library
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/forge"
+	"github.com/omnivision/omnivision/localfleet/edge/front"
 	"github.com/omnivision/omnivision/localfleet/engine"
 	"github.com/omnivision/omnivision/localfleet/gitea"
 	"github.com/omnivision/omnivision/localfleet/gpu"
@@ -172,16 +172,14 @@ func (f *Fleet) releasedTree(ctx context.Context) (string, error) {
 	if err := os.CopyFS(dir, os.DirFS(filepath.Join(f.Source, treeDir))); err != nil {
 		return dir, fmt.Errorf("copy the GitOps tree: %w", err)
 	}
-	// There is none before the first push.
-	onForge, err := f.forgeTree(ctx)
-	if err != nil {
-		onForge = fstest.MapFS{}
-	}
+	onForge, unpushed := f.forgeTree(ctx)
 	for _, app := range f.Tree.Apps {
 		for _, cluster := range f.Tree.Clusters {
 			release := f.releases[app.Repository]
-			if have, err := fleet.ReadRelease(onForge, app, cluster.Name); err == nil && !have.Empty() && !isAssembled(have.Tag) {
-				release = have
+			if unpushed == nil {
+				if have, err := fleet.ReadRelease(onForge, app, cluster.Name); err == nil && !have.Empty() && !isAssembled(have.Tag) {
+					release = have
+				}
 			}
 			if err := writeRelease(filepath.Join(dir, app.ReleaseFile(cluster.Name)), app, release); err != nil {
 				return dir, err
@@ -351,7 +349,7 @@ func (f *Fleet) hosts() (forges, registries []string) {
 		add(&forges, u.Hostname())
 	}
 	add(&registries, hostOf(f.Tree.Chart.Registry))
-	for _, host := range []string{"ghcr.io", "quay.io", "docker.io", "registry-1.docker.io", "public.ecr.aws", "registry.k8s.io", "gcr.io", "mirror.gcr.io"} {
+	for _, host := range front.Upstreams {
 		add(&registries, host)
 	}
 	for _, cluster := range f.Tree.Clusters {

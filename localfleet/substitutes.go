@@ -2,7 +2,9 @@ package localfleet
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"sort"
 	"sync"
@@ -41,17 +43,37 @@ var always = []Substitute{
 	{"proxy.golang.org", "the machine's own module cache and proxy, by way of the hub"},
 }
 
+// Files of the substitutes that Up and the conveyor's start put in place.
+const (
+	upSubstitutes       = "substitutes.json"
+	conveyorSubstitutes = "substitutes-conveyor.json"
+)
+
+// sorted are those of the steps, by what they stand in for.
+func (s *substitutes) sorted() []Substitute {
+	sort.SliceStable(s.list, func(i, j int) bool { return s.list[i].For < s.list[j].For })
+	return s.list
+}
+
 func (f *Fleet) saveSubstitutes() error {
-	list := append(append([]Substitute{}, always...), f.substitutes.list...)
-	sort.SliceStable(list[len(always):], func(i, j int) bool {
-		return list[len(always)+i].For < list[len(always)+j].For
-	})
-	return writeJSON(f.path("substitutes.json"), list)
+	return writeJSON(f.path(upSubstitutes), append(append([]Substitute{}, always...), f.substitutes.sorted()...))
 }
 
 // Substitutes lists what stands in for something of production.
 func (f *Fleet) Substitutes() ([]Substitute, error) {
-	data, err := os.ReadFile(f.path("substitutes.json"))
+	list, err := readSubstitutes(f.path(upSubstitutes))
+	if err != nil {
+		return nil, err
+	}
+	more, err := readSubstitutes(f.path(conveyorSubstitutes))
+	if errors.Is(err, fs.ErrNotExist) { // it was not started yet
+		return list, nil
+	}
+	return append(list, more...), err
+}
+
+func readSubstitutes(path string) ([]Substitute, error) {
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read the list of substitutes: %w", err)
 	}

@@ -160,12 +160,16 @@ func sourceTree(given, source string) string {
 }
 
 func (f *releaseFlags) run(ctx context.Context, cmd *cobra.Command, until string) error {
-	r, err := f.release(ctx, until)
+	found, err := f.read(ctx)
+	if err != nil {
+		return err
+	}
+	r, err := f.release(ctx, found, until)
 	if err != nil {
 		return err
 	}
 	if f.ifChanged {
-		if changed, err := f.changed(ctx, r); err != nil || !changed {
+		if changed, err := f.changed(ctx, found, r.Wave); err != nil || !changed {
 			if err == nil {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s: every cluster of wave %d runs what its files make\n", f.app, r.Wave)
 			}
@@ -203,21 +207,27 @@ func (b beltRun) do(ctx context.Context, cmd *cobra.Command, belt func(conveyor.
 	return fmt.Errorf("%w\nrun the same command again to go on where it stopped", err)
 }
 
-// release reads what the two repositories say of the app.
-func (f *releaseFlags) release(ctx context.Context, until string) (release.Release, error) {
-	revision, err := source.Read(ctx, f.dir)
-	if err != nil {
-		return release.Release{}, err
+// found is what the two repositories say of the app.
+type found struct {
+	revision source.Revision
+	apps     release.Apps
+	app      release.App
+	tree     *fleet.Fleet
+}
+
+func (f *releaseFlags) read(ctx context.Context) (r found, err error) {
+	if r.revision, err = source.Read(ctx, f.dir); err != nil {
+		return found{}, err
 	}
-	apps, app, err := f.described()
-	if err != nil {
-		return release.Release{}, err
+	if r.apps, r.app, err = f.described(); err != nil {
+		return found{}, err
 	}
-	tree, err := fleet.Load(os.DirFS(f.treeDir()))
-	if err != nil {
-		return release.Release{}, err
-	}
-	repositories, err := f.repositories(tree)
+	r.tree, err = fleet.Load(os.DirFS(f.treeDir()))
+	return r, err
+}
+
+func (f *releaseFlags) release(ctx context.Context, found found, until string) (release.Release, error) {
+	repositories, err := f.repositories(found.tree)
 	if err != nil {
 		return release.Release{}, err
 	}
@@ -231,8 +241,8 @@ func (f *releaseFlags) release(ctx context.Context, until string) (release.Relea
 	}
 	options := []remote.Option{remote.WithAuthFromKeychain(keychain)}
 	r := release.Release{
-		App: f.app, Wave: cmp.Or(f.wave, firstWave(tree)), Again: f.again, Dir: f.dir, Source: apps.Source, Revision: revision,
-		Dockerfile: app.Dockerfile, Args: app.Args, Layouts: f.layouts, Platforms: apps.Platforms, Cache: f.cache, Invocation: invocation(),
+		App: f.app, Wave: cmp.Or(f.wave, firstWave(found.tree)), Again: f.again, Dir: f.dir, Source: found.apps.Source, Revision: found.revision,
+		Dockerfile: found.app.Dockerfile, Args: found.app.Args, Layouts: f.layouts, Platforms: found.apps.Platforms, Cache: f.cache, Invocation: invocation(),
 		Repositories: repositories, Registry: options,
 		Builder: build.Builder{Address: f.buildkit, Registry: options, Credentials: keychain},
 		Scanner: scanner, Signer: f.trust.signer, Policy: f.trust.policy,
@@ -244,7 +254,7 @@ func (f *releaseFlags) release(ctx context.Context, until string) (release.Relea
 		if r.Charts, err = f.charts.source(false, f.plainHTTP); err != nil {
 			return release.Release{}, err
 		}
-		r.Proposer, err = f.proposer(ctx, tree)
+		r.Proposer, err = f.proposer(ctx, found.tree)
 	}
 	return r, err
 }
@@ -267,29 +277,24 @@ func (f *releaseFlags) described() (release.Apps, release.App, error) {
 
 // changed reports whether a cluster of the wave runs something else than the files of the
 // app would make now.
-func (f *releaseFlags) changed(ctx context.Context, r release.Release) (bool, error) {
-	_, app, err := f.described()
+func (f *releaseFlags) changed(ctx context.Context, found found, wave int) (bool, error) {
+	deployed, err := found.tree.App(f.app)
 	if err != nil {
 		return false, err
 	}
 	files := os.DirFS(f.treeDir())
-	tree, err := fleet.Load(files)
-	if err != nil {
-		return false, err
-	}
-	at := slices.IndexFunc(tree.Apps, func(a fleet.App) bool { return a.Name == f.app })
-	for _, cluster := range tree.Clusters {
-		if cluster.Wave != r.Wave {
+	for _, cluster := range found.tree.Clusters {
+		if cluster.Wave != wave {
 			continue
 		}
-		runs, err := fleet.ReadRelease(files, tree.Apps[at], cluster.Name)
+		runs, err := fleet.ReadRelease(files, deployed, cluster.Name)
 		if err != nil {
 			return false, err
 		}
 		if runs.Empty() {
 			return true, nil
 		}
-		changed, known, err := app.Changed(ctx, f.dir, runs.Tag, r.Revision.Commit)
+		changed, known, err := found.app.Changed(ctx, f.dir, runs.Tag, found.revision.Commit)
 		if err != nil || !known || len(changed) > 0 {
 			return true, err
 		}
@@ -299,9 +304,9 @@ func (f *releaseFlags) changed(ctx context.Context, r release.Release) (bool, er
 
 // repositories are those of the app in every region's registry, each once.
 func (f *releaseFlags) repositories(tree *fleet.Fleet) ([]name.Repository, error) {
-	at := slices.IndexFunc(tree.Apps, func(a fleet.App) bool { return a.Name == f.app })
-	if at < 0 {
-		return nil, codedError{exitUsage, fmt.Errorf("%s of %s names no app %q", fleet.File, f.treeDir(), f.app)}
+	app, err := tree.App(f.app)
+	if err != nil {
+		return nil, codedError{exitUsage, fmt.Errorf("the GitOps tree %s: %w", f.treeDir(), err)}
 	}
 	var options []name.Option
 	if f.plainHTTP {
@@ -309,7 +314,7 @@ func (f *releaseFlags) repositories(tree *fleet.Fleet) ([]name.Repository, error
 	}
 	var all []name.Repository
 	for _, cluster := range tree.Clusters {
-		repository, err := name.NewRepository(cluster.ImageRegistry+"/"+tree.Apps[at].Repository, options...)
+		repository, err := name.NewRepository(cluster.ImageRegistry+"/"+app.Repository, options...)
 		if err != nil {
 			return nil, fmt.Errorf("the image registry of %s: %w", cluster.Name, err)
 		}
@@ -413,11 +418,7 @@ func inOneLine(o conveyor.Outcome) (string, error) {
 	case release.Scan:
 		var result scan.Result
 		err := json.Unmarshal(o.Result, &result)
-		var counts []string
-		for _, severity := range scan.Severities {
-			counts = append(counts, fmt.Sprintf("%d %s", result.Counts[severity], strings.ToLower(string(severity))))
-		}
-		return strings.Join(counts, ", ") + "; " + result.Scanner + ", database of " + result.Database.UpdatedAt.Format(time.DateOnly), err
+		return result.Tally() + "; " + result.Scanner + ", database of " + result.Database.UpdatedAt.Format(time.DateOnly), err
 	case release.Sign:
 		var result sign.Result
 		err := json.Unmarshal(o.Result, &result)

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -234,12 +233,8 @@ func facts(before conveyor.Results) ([]propose.Fact, error) {
 	if err := before.Read(Sign, &signed); err != nil {
 		return nil, err
 	}
-	var counts []string
-	for _, severity := range scan.Severities {
-		counts = append(counts, fmt.Sprintf("%d %s", scanned.Counts[severity], strings.ToLower(string(severity))))
-	}
 	all := []propose.Fact{
-		{Name: "Scan", Value: strings.Join(counts, ", ")},
+		{Name: "Scan", Value: scanned.Tally()},
 		{Name: "Scanned by", Value: scanned.Scanner + ", database of " + scanned.Database.UpdatedAt.Format(time.RFC3339)},
 		{Name: "Signed by", Value: signed.Signer.String()},
 	}

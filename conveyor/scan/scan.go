@@ -143,6 +143,15 @@ func (s Scanner) learn(ctx context.Context, result *Result) (err error) {
 	return s.Fresh(result.Database)
 }
 
+// Tally says how many findings of each severity there are.
+func (r Result) Tally() string {
+	var counts []string
+	for _, severity := range Severities {
+		counts = append(counts, fmt.Sprintf("%d %s", r.Counts[severity], strings.ToLower(string(severity))))
+	}
+	return strings.Join(counts, ", ")
+}
+
 // Fresh reports ErrStale if a database is too old to be relied on.
 func (s Scanner) Fresh(db Database) error {
 	limit := s.MaxAge

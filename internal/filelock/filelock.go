@@ -14,7 +14,7 @@ import (
 
 // poll is how often a taken lock is tried again: a blocking flock cannot be interrupted by
 // a context.
-const poll = 250 * time.Millisecond
+const poll = 100 * time.Millisecond
 
 // Acquire takes an exclusive lock on a file, which it makes, and waits for another holder
 // as long as ctx allows. The returned function gives it back.

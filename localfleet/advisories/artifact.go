@@ -4,20 +4,15 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
-	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
@@ -28,30 +23,17 @@ const (
 	layerType  = "application/vnd.aquasec.trivy.db.layer.v1.tar+gzip"
 )
 
-// repositories are where Trivy looks for its database, in this order.
-var repositories = []string{"mirror.gcr.io/aquasec/trivy-db:2", "ghcr.io/aquasecurity/trivy-db:2"}
+// References are where Trivy looks for its database, in this order.
+var References = []string{"mirror.gcr.io/aquasec/trivy-db:2", "ghcr.io/aquasecurity/trivy-db:2"}
 
-// Push brings the database below cacheDir, as Write left it, to the registry at base
-// (http://host:port), under the names of those that Trivy downloads from.
-func Push(ctx context.Context, cacheDir, base string, rt http.RoundTripper) error {
+// Artifact is the database below cacheDir, as Write left it, in the form in which Trivy
+// downloads one.
+func Artifact(cacheDir string) (v1.Image, error) {
 	artifact, err := pack(cacheDir)
 	if err != nil {
-		return fmt.Errorf("packing the vulnerability database: %w", err)
+		return nil, fmt.Errorf("packing the vulnerability database: %w", err)
 	}
-	host, plain := strings.CutPrefix(base, "http://")
-	if !plain {
-		return fmt.Errorf("the registry's address %q is not http://host:port", base)
-	}
-	for _, repository := range repositories {
-		tag, err := name.NewTag(host+"/"+repository, name.Insecure)
-		if err != nil {
-			return fmt.Errorf("publishing the vulnerability database: %w", err)
-		}
-		if err := remote.Write(tag, artifact, remote.WithContext(ctx), remote.WithTransport(rt)); err != nil {
-			return fmt.Errorf("publishing the vulnerability database as %s: %w", repository, err)
-		}
-	}
-	return nil
+	return artifact, nil
 }
 
 func pack(cacheDir string) (v1.Image, error) {

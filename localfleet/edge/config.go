@@ -27,7 +27,7 @@ type Config struct {
 	// CADir is the folder of the fleet's authority; see package ca.
 	CADir string `json:"caDir"`
 	Hub   Hub    `json:"hub"`
-	// Routes are the production names; see front.DefaultRoutes.
+	// Routes are the production names; see front.Routes.
 	Routes []front.Route `json:"routes"`
 	// Writers may push to the registries; by default the hub's own address and its loopback.
 	Writers  []netip.Prefix `json:"writers,omitempty"`

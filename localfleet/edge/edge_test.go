@@ -395,7 +395,7 @@ func TestConfigErrorsNameWhatIsWrong(t *testing.T) {
 	good := func() Config {
 		return Config{
 			StateDir: "/s", CADir: "/c", Hub: DefaultHub(),
-			Routes:   front.DefaultRoutes(target.Target{NetNS: "ov-hub", Address: "127.0.0.1:3000"}, target.Target{NetNS: "ov-hub", Address: "127.0.0.1:5000"}),
+			Routes:   productionRoutes(target.Target{NetNS: "ov-hub", Address: "127.0.0.1:3000"}, target.Target{NetNS: "ov-hub", Address: "127.0.0.1:5000"}),
 			Clusters: []Cluster{{Name: "cluster-aws", Kubeconfig: "/k", LoadBalancer: &loadbalancer.Options{Addresses: []string{"10.111.1.11"}}}},
 			Forwards: []forward.Spec{
 				{Name: "a", Kind: forward.TCP, Listen: "127.0.0.1:1", Target: target.Target{Address: "127.0.0.1:2"}},
@@ -489,4 +489,10 @@ func TestLogIsBounded(t *testing.T) {
 	if err != nil || !strings.HasSuffix(string(data), "line 499\n") || !strings.HasPrefix(string(data), "line ") || total < 1000 {
 		t.Errorf("%d bytes kept, %v", total, err)
 	}
+}
+
+// productionRoutes are those of a fleet with a registry in each cloud.
+func productionRoutes(forge, registry target.Target) []front.Route {
+	registries := append([]string{"123456789012.dkr.ecr.us-west-2.amazonaws.com", "europe-west1-docker.pkg.dev"}, front.Upstreams...)
+	return front.Routes([]string{"github.com"}, registries, forge, registry)
 }

@@ -26,7 +26,6 @@ import (
 	"github.com/omnivision/omnivision/localfleet/ca"
 	"github.com/omnivision/omnivision/localfleet/edge/apiservertest"
 	"github.com/omnivision/omnivision/localfleet/edge/forward"
-	"github.com/omnivision/omnivision/localfleet/edge/front"
 	"github.com/omnivision/omnivision/localfleet/edge/loadbalancer"
 	"github.com/omnivision/omnivision/localfleet/edge/target"
 	"github.com/omnivision/omnivision/localfleet/netns"
@@ -80,7 +79,7 @@ func TestFleetOfNamespaces(t *testing.T) {
 	hub, node, build := namespaces(t)
 	c := baseConfig(t)
 	c.Hub = Hub{NetNS: hub, Address: netip.MustParseAddr("10.231.0.1")}
-	c.Routes = front.DefaultRoutes(target.Target{NetNS: hub, Address: "127.0.0.1:3000"}, target.Target{NetNS: hub, Address: "127.0.0.1:5000"})
+	c.Routes = productionRoutes(target.Target{NetNS: hub, Address: "127.0.0.1:3000"}, target.Target{NetNS: hub, Address: "127.0.0.1:5000"})
 	page := loopback(freePort(t))
 	c.Forwards = []forward.Spec{
 		{Name: "page", Kind: forward.HTTP, Listen: page, Host: "ui.example", Target: target.Target{NetNS: node, Address: "10.231.0.2:8080"}},

@@ -75,24 +75,12 @@ func (b *Builder) ObtainBase(ctx context.Context, reference string) (*Base, erro
 	return &Base{Reference: reference, Substitute: recipes[0].Substitute, index: index}, nil
 }
 
-// Push brings the base image to the registry at base (http://host:port), as [Push] does.
+// Push brings the base image to the registry at base, as the function [Push] does an image.
 func (i *Base) Push(ctx context.Context, base string, rt http.RoundTripper) error {
-	target, err := pushTarget(i.Reference, base)
-	if err != nil {
-		return err
-	}
-	digest, err := i.index.Digest()
-	if err != nil {
-		return err
-	}
-	options := []remote.Option{remote.WithContext(ctx), remote.WithTransport(rt)}
-	if head, err := remote.Head(target, options...); err == nil && head.Digest == digest {
-		return nil
-	}
-	if err := remote.WriteIndex(target, i.index, options...); err != nil {
-		return fmt.Errorf("pushing %s to the registry at %s: %w", i.Reference, base, err)
-	}
-	return nil
+	_, err := push(ctx, i.index, i.Reference, base, rt, func(target name.Reference, options ...remote.Option) error {
+		return remote.WriteIndex(target, i.index, options...)
+	})
+	return err
 }
 
 func baseRecipes(reference string) ([]Recipe, error) {

@@ -123,11 +123,18 @@ type Pushed struct {
 // host of its production reference as the first part of the repository:
 // quay.io/argoproj/argocd:v3.6.1 becomes host:port/quay.io/argoproj/argocd:v3.6.1.
 func Push(ctx context.Context, img v1.Image, reference, base string, rt http.RoundTripper) (Pushed, error) {
+	return push(ctx, img, reference, base, rt, func(target name.Reference, options ...remote.Option) error {
+		return remote.Write(target, img, options...)
+	})
+}
+
+// push writes what has a digest, unless the registry has it under this reference.
+func push(ctx context.Context, what interface{ Digest() (v1.Hash, error) }, reference, base string, rt http.RoundTripper, write func(name.Reference, ...remote.Option) error) (Pushed, error) {
 	target, err := pushTarget(reference, base)
 	if err != nil {
 		return Pushed{}, err
 	}
-	digest, err := img.Digest()
+	digest, err := what.Digest()
 	if err != nil {
 		return Pushed{}, err
 	}
@@ -144,7 +151,7 @@ func Push(ctx context.Context, img v1.Image, reference, base string, rt http.Rou
 	if refused := new(transport.Error); err != nil && !(errors.As(err, &refused) && refused.StatusCode == http.StatusNotFound) {
 		return Pushed{}, fmt.Errorf("asking the registry at %s for %s: %w", base, reference, err)
 	}
-	if err := remote.Write(target, img, options...); err != nil {
+	if err := write(target, options...); err != nil {
 		return Pushed{}, fmt.Errorf("pushing %s to the registry at %s: %w", reference, base, err)
 	}
 	return pushed, nil

@@ -17,11 +17,13 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
+
+	"github.com/omnivision/omnivision/fleet"
 )
 
 // Names of production.
 const (
-	ActionsURL = "https://token.actions.githubusercontent.com"
+	ActionsURL = fleet.GitHubIssuer
 	PeopleURL  = "https://oauth2.sigstore.dev/auth"
 )
 

@@ -82,7 +82,7 @@ func (s Server) Prepare() (process.Spec, error) {
 		if err := os.MkdirAll(dir, 0o750); err != nil {
 			return process.Spec{}, fmt.Errorf("creating the registry's folder: %w", err)
 		}
-		if err := s.give(dir); err != nil {
+		if err := s.owner().Give(dir); err != nil {
 			return process.Spec{}, err
 		}
 	}
@@ -94,7 +94,7 @@ func (s Server) Prepare() (process.Spec, error) {
 	if err != nil {
 		return process.Spec{}, err
 	}
-	if err := s.write(s.configFile(), config); err != nil {
+	if err := s.owner().Replace(s.configFile(), config, 0o600); err != nil {
 		return process.Spec{}, err
 	}
 	return process.Spec{
@@ -176,7 +176,7 @@ func (s Server) secret() (string, error) {
 		return "", fmt.Errorf("making the registry's secret: %w", err)
 	}
 	secret := hex.EncodeToString(raw)
-	return secret, s.write(s.secretFile(), []byte(secret))
+	return secret, s.owner().Replace(s.secretFile(), []byte(secret), 0o600)
 }
 
 type dict = map[string]any
@@ -217,28 +217,4 @@ func (s Server) config(secret string) ([]byte, error) {
 	return data, nil
 }
 
-// write replaces a file in one step: a registry started after a crash never reads half of it.
-func (s Server) write(path string, data []byte) error {
-	temporary := path + ".new"
-	if err := os.WriteFile(temporary, data, 0o600); err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	if err := s.give(temporary); err != nil {
-		return err
-	}
-	if err := os.Rename(temporary, path); err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	return nil
-}
-
-// give lets the user that the registry runs as own path.
-func (s Server) give(path string) error {
-	if s.UID == 0 && s.GID == 0 {
-		return nil
-	}
-	if err := os.Chown(path, int(s.UID), int(s.GID)); err != nil {
-		return fmt.Errorf("giving %s to user %d: %w", path, s.UID, err)
-	}
-	return nil
-}
+func (s Server) owner() process.Owner { return process.Owner{UID: s.UID, GID: s.GID} }

@@ -91,11 +91,11 @@ func (s Server) makeKeys(now time.Time) error {
 		if err := writeSynced(filepath.Join(half, name), data); err != nil {
 			return err
 		}
-		if err := s.give(filepath.Join(half, name)); err != nil {
+		if err := s.owner().Give(filepath.Join(half, name)); err != nil {
 			return err
 		}
 	}
-	if err := s.give(half); err != nil {
+	if err := s.owner().Give(half); err != nil {
 		return err
 	}
 	return os.Rename(half, s.keysDir())

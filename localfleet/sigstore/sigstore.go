@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/omnivision/omnivision/localfleet/issuer"
 	"github.com/omnivision/omnivision/localfleet/process"
 )
 
@@ -89,8 +90,8 @@ type Issuer struct {
 
 // DefaultIssuers are the two of the public Sigstore that the fleet has substitutes for.
 var DefaultIssuers = []Issuer{
-	{URL: "https://token.actions.githubusercontent.com", Kind: Workflows},
-	{URL: "https://oauth2.sigstore.dev/auth", Kind: People},
+	{URL: issuer.ActionsURL, Kind: Workflows},
+	{URL: issuer.PeopleURL, Kind: People},
 }
 
 func orElse[T comparable](value *T, standard T) {
@@ -165,7 +166,7 @@ func (s Server) Prepare() ([]process.Spec, error) {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, fmt.Errorf("creating Sigstore's folder: %w", err)
 		}
-		if err := s.give(dir); err != nil {
+		if err := s.owner().Give(dir); err != nil {
 			return nil, err
 		}
 	}
@@ -177,7 +178,7 @@ func (s Server) Prepare() ([]process.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.write(s.fulcioConfigFile(), config, 0o644); err != nil {
+	if err := s.owner().Replace(s.fulcioConfigFile(), config, 0o644); err != nil {
 		return nil, err
 	}
 	if err := s.writeTrust(keys); err != nil {
@@ -275,35 +276,11 @@ func split(address string) (host, port string) {
 	return parsed.Addr().String(), fmt.Sprint(parsed.Port())
 }
 
-// write replaces a file in one step: a server started after a crash never reads half of it.
-func (s Server) write(path string, data []byte, mode os.FileMode) error {
-	temporary := path + ".new"
-	if err := os.WriteFile(temporary, data, mode); err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	if err := s.give(temporary); err != nil {
-		return err
-	}
-	if err := os.Rename(temporary, path); err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	return nil
-}
+func (s Server) owner() process.Owner { return process.Owner{UID: s.UID, GID: s.GID} }
 
 func (s Server) writeIfChanged(path string, data []byte) error {
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
 		return nil
 	}
-	return s.write(path, data, 0o644)
-}
-
-// give lets the user that the servers run as own path.
-func (s Server) give(path string) error {
-	if s.UID == 0 && s.GID == 0 {
-		return nil
-	}
-	if err := os.Chown(path, int(s.UID), int(s.GID)); err != nil {
-		return fmt.Errorf("giving %s to user %d: %w", path, s.UID, err)
-	}
-	return nil
+	return s.owner().Replace(path, data, 0o644)
 }

@@ -183,7 +183,7 @@ func freeAddress(t *testing.T) string {
 }
 
 func registryRoutes(server string) []Route {
-	return DefaultRoutes(target.Target{Address: "127.0.0.1:1"}, target.Target{Address: server})
+	return productionRoutes(target.Target{Address: "127.0.0.1:1"}, target.Target{Address: server})
 }
 
 func ref(t *testing.T, s string) name.Reference {
@@ -541,7 +541,7 @@ func TestForgeSeesTheProductionNameAndStreams(t *testing.T) {
 		fmt.Fprint(w, " last")
 	}))
 	defer forge.Close()
-	f := newFleet(t, DefaultRoutes(target.Target{Address: strings.TrimPrefix(forge.URL, "http://")}, target.Target{Address: "127.0.0.1:1"}))
+	f := newFleet(t, productionRoutes(target.Target{Address: strings.TrimPrefix(forge.URL, "http://")}, target.Target{Address: "127.0.0.1:1"}))
 
 	const path = "/argoproj/argo-cd.git/git-upload-pack"
 	req, err := http.NewRequest(http.MethodPost, "https://github.com"+path+"?a=%2F", strings.NewReader("0000"))
@@ -597,7 +597,7 @@ func TestAnswerThatIsFasterThanItsRequestIsWhole(t *testing.T) {
 		fmt.Fprintf(w, " %s %v", rest, err)
 	}))
 	defer forge.Close()
-	f := newFleet(t, DefaultRoutes(target.Target{Address: strings.TrimPrefix(forge.URL, "http://")}, target.Target{Address: "127.0.0.1:1"}))
+	f := newFleet(t, productionRoutes(target.Target{Address: strings.TrimPrefix(forge.URL, "http://")}, target.Target{Address: "127.0.0.1:1"}))
 	body, more := io.Pipe()
 	defer more.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -715,4 +715,10 @@ func TestAccessLogIsBoundedAndHoldsNoQuery(t *testing.T) {
 	if len(f.log.String()) > 1500 || strings.Contains(f.log.String(), "secret") {
 		t.Errorf("%d bytes: %.200s", len(f.log.String()), f.log.String())
 	}
+}
+
+// productionRoutes are those of a fleet with a registry in each cloud.
+func productionRoutes(forge, registry target.Target) []Route {
+	registries := append([]string{"123456789012.dkr.ecr.us-west-2.amazonaws.com", "europe-west1-docker.pkg.dev"}, Upstreams...)
+	return Routes([]string{"github.com"}, registries, forge, registry)
 }

@@ -6,29 +6,20 @@ import (
 	"github.com/omnivision/omnivision/localfleet/edge/target"
 )
 
-// ForgeHost is the forge's production name.
-const ForgeHost = "github.com"
-
 // dockerHosts are one registry under three names: an image says docker.io, containerd asks
 // registry-1.docker.io for it, go-containerregistry index.docker.io.
 var dockerHosts = []string{"docker.io", "registry-1.docker.io", "index.docker.io"}
 
-// defaultRegistries are the hosts that the platform, its components and their images name.
-var defaultRegistries = []string{
+// Upstreams are the registries of images that are not the fleet's own.
+var Upstreams = []string{
 	"docker.io",
+	"registry-1.docker.io",
 	"gcr.io",
 	"ghcr.io",
 	"mirror.gcr.io",
 	"quay.io",
 	"public.ecr.aws",
 	"registry.k8s.io",
-	"123456789012.dkr.ecr.us-west-2.amazonaws.com",
-	"europe-west1-docker.pkg.dev",
-}
-
-// DefaultRoutes are the production names with the forge and the registry that answer for them.
-func DefaultRoutes(forge, registry target.Target) []Route {
-	return Routes([]string{ForgeHost}, defaultRegistries, forge, registry)
 }
 
 // Routes sends the names of forges to one forge, and each of the registries to its own part of one

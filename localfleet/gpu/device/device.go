@@ -24,8 +24,9 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
+
+	"github.com/omnivision/omnivision/internal/filelock"
 )
 
 // Bounds and defaults of a Config.
@@ -41,7 +42,6 @@ const (
 	// allocationGrace is how long after Allocate a device counts as used although the kubelet does not list it yet:
 	// the container is made, and the log mounted, between the two.
 	allocationGrace = 2 * time.Minute
-	lockRetry       = 100 * time.Millisecond
 )
 
 // Errors that a caller can tell apart with errors.Is.
@@ -89,9 +89,9 @@ type Device struct {
 
 // Set is the GPUs of a node. Its methods may be called from several goroutines.
 type Set struct {
-	cfg    Config
-	lock   *os.File
-	health string
+	cfg     Config
+	release func() // gives the state directory back
+	health  string
 
 	mu      sync.Mutex
 	gpus    []*gpu
@@ -125,7 +125,7 @@ func Open(ctx context.Context, cfg Config) (_ *Set, err error) {
 	if err := os.MkdirAll(s.LogDir(), 0o755); err != nil {
 		return nil, fmt.Errorf("making the directory of the Xid logs: %w", err)
 	}
-	if s.lock, err = acquireLock(ctx, filepath.Join(cfg.Dir, "lock")); err != nil {
+	if s.release, err = acquireLock(ctx, filepath.Join(cfg.Dir, "lock")); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -187,9 +187,9 @@ func (s *Set) Close() {
 		g.log.close()
 	}
 	s.gpus = nil
-	if s.lock != nil {
-		_ = s.lock.Close()
-		s.lock = nil
+	if s.release != nil {
+		s.release()
+		s.release = nil
 	}
 }
 
@@ -366,27 +366,12 @@ func (s *Set) announce() {
 	s.changed = make(chan struct{})
 }
 
-func acquireLock(ctx context.Context, path string) (*os.File, error) {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("opening the lock of the state directory: %w", err)
+func acquireLock(ctx context.Context, path string) (release func(), err error) {
+	release, err = filelock.Acquire(ctx, path)
+	if err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("waiting for another gpu-substitute to let go of its state directory: %w", err)
 	}
-	for {
-		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return file, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
-			_ = file.Close()
-			return nil, fmt.Errorf("locking %s: %w", path, err)
-		}
-		select {
-		case <-ctx.Done():
-			_ = file.Close()
-			return nil, fmt.Errorf("waiting for another gpu-substitute to let go of %s: %w", path, ctx.Err())
-		case <-time.After(lockRetry):
-		}
-	}
+	return release, err
 }
 
 func readHealths(path string) (map[string]health, error) {
