@@ -14,7 +14,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"sort"
@@ -25,6 +24,9 @@ import (
 	"github.com/omnivision/omnivision/localfleet/process"
 	"github.com/omnivision/omnivision/localfleet/topology"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // Config is what a node is started with.
@@ -186,14 +188,22 @@ func startContainerd(ctx context.Context, sup *process.Supervisor, cfg Config, h
 		return err
 	}
 	socket := fmt.Sprintf("/proc/%d/root/run/containerd/containerd.sock", holder)
-	return sup.Wait(ctx, name, 30*time.Second, func(ctx context.Context) error {
-		var dialer net.Dialer
-		conn, err := dialer.DialContext(ctx, "unix", socket)
-		if err != nil {
-			return fmt.Errorf("waiting for its socket: %w", err)
-		}
-		return conn.Close()
-	})
+	return sup.Wait(ctx, name, 30*time.Second, func(ctx context.Context) error { return askRuntime(ctx, socket) })
+}
+
+// askRuntime asks containerd for its version by the Container Runtime Interface, as the
+// kubelet does first of all. Its socket is there before it can answer, and a kubelet that
+// comes in between ends.
+func askRuntime(ctx context.Context, socket string) error {
+	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close() //nolint:errcheck // nothing was written
+	if _, err := runtimeapi.NewRuntimeServiceClient(conn).Version(ctx, &runtimeapi.VersionRequest{}); err != nil {
+		return fmt.Errorf("waiting for its runtime service: %w", err)
+	}
+	return nil
 }
 
 func startProxy(ctx context.Context, sup *process.Supervisor, cfg Config, holder int) error {
