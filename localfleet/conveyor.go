@@ -31,7 +31,7 @@ import (
 )
 
 // conveyorEngines are built at the first release, not by Up.
-var conveyorEngines = []string{"buildkit", "rekor", "sigstore", "trivy"}
+var conveyorEngines = []string{"buildkit"}
 
 // conveyorUser opens the pull requests of releases.
 const conveyorUser = "omnivision-conveyor"
@@ -260,7 +260,8 @@ func (f *Fleet) sigstore() (sigstore.Server, error) {
 	if err != nil {
 		return sigstore.Server{}, err
 	}
-	server := sigstore.Server{Dir: f.path("sigstore"), NetNS: topology.HubNS, MountNS: holder, UID: sigstoreUID, GID: sigstoreUID}
+	// Its keys and log outlive the fleet, as what they vouch for in the registry does.
+	server := sigstore.Server{Dir: filepath.Join(f.CacheDir, "sigstore"), NetNS: topology.HubNS, MountNS: holder, UID: sigstoreUID, GID: sigstoreUID}
 	for name, path := range map[string]*string{
 		"fulcio": &server.Programs.Fulcio, "rekor-server": &server.Programs.Rekor, "timestamp-server": &server.Programs.Timestamp,
 	} {
@@ -317,11 +318,7 @@ func (f *Fleet) startRunner(ctx context.Context, _ func(string)) error {
 
 // conveyorEnvironment is what tells programs inside the fleet where its servers are.
 func (f *Fleet) conveyorEnvironment() ([]string, error) {
-	engines, err := f.Store.LinkPrograms()
-	if err != nil {
-		return nil, err
-	}
-	own, err := f.ownProgramDir()
+	env, err := f.witnessEnvironment()
 	if err != nil {
 		return nil, err
 	}
@@ -329,19 +326,11 @@ func (f *Fleet) conveyorEnvironment() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	path := []string{own, engines, "/usr/local/go/bin", "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}
-	witnesses, err := f.sigstore()
-	if err != nil {
-		return nil, err
-	}
-	return []string{
-		"PATH=" + strings.Join(path, ":"),
-		"GOPROXY=" + goproxy.URL,
-		"BUILDKIT_HOST=" + server.Address(),
-		"OMNIVISION_TRUSTED_ROOT=" + witnesses.TrustedRootFile(),
-		"OMNIVISION_SIGNING_CONFIG=" + witnesses.SigningConfigFile(),
-		"ACTIONS_ID_TOKEN_REQUEST_URL=" + issuer.ActionsURL + "/token",
-	}, nil
+	return append(env,
+		"GOPROXY="+goproxy.URL,
+		"BUILDKIT_HOST="+server.Address(),
+		"ACTIONS_ID_TOKEN_REQUEST_URL="+issuer.ActionsURL+"/token",
+	), nil
 }
 
 // ownProgramDir is a folder with a copy of this program, which the runner's user may

@@ -29,12 +29,18 @@ func (f *Fleet) Steps() []story.Step {
 		{Name: "publish chart", After: []string{"registry"}, Run: f.pushChart},
 		{Name: "GitOps repository", After: []string{"forge", "images"}, Run: f.pushTree},
 
+		{Name: "view from inside", After: []string{"edge"}, Run: f.startView},
+		{Name: "identity issuer", After: []string{"forge"}, Run: f.startIssuer},
+		{Name: "Sigstore", After: []string{"view from inside", "identity issuer"}, Run: f.startSigstore},
+		{Name: "vulnerability database", After: []string{"registry"}, Run: f.vulnerabilityDatabase},
+		{Name: "evidence of the images", After: []string{"publish images", "Sigstore", "vulnerability database"}, Run: f.vouch},
+
 		{Name: "nodes", After: []string{"control planes", "edge", "publish images"}, Run: f.nodes},
 		{Name: "cloud add-ons", After: []string{"control planes", "images"}, Run: f.addOns},
 		{Name: "Argo CD", After: []string{"control planes", "upstream files"}, Run: f.installArgoCD},
 		{Name: "webhooks", After: []string{"GitOps repository", "edge", "Argo CD"}, Run: f.webhooks},
 		{Name: "Argo CD ready", After: []string{"Argo CD", "nodes", "cloud add-ons"}, Run: f.awaitArgoCD},
-		{Name: "root Applications", After: []string{"Argo CD ready", "GitOps repository", "upstream repositories", "publish chart"}, Run: f.applyRoot},
+		{Name: "root Applications", After: []string{"Argo CD ready", "GitOps repository", "upstream repositories", "publish chart", "evidence of the images"}, Run: f.applyRoot},
 		{Name: "jobs", After: []string{"root Applications"}, Run: f.awaitJobs},
 		// Nothing in a cluster waits for it.
 		{Name: "source repository", After: []string{"root Applications"}, Run: f.pushSource},

@@ -80,7 +80,7 @@ Argo CD from one Git repository, without a cloud account.`,
 		newUpCommand(), newDownCommand(), newStatusCommand(), newDoctorCommand(),
 		newKubeconfigCommand(), newKubectlCommand(), newGPUCommand(), newNodeCommand(), newEnginesCommand(), newInsideCommand(),
 		newPlanCommand(), newReleaseCommand(), newVerifyCommand(), newChartCommand(), newRescanCommand(), newToolsCommand(),
-		newEdgeCommand(), newModulesCommand(), newJobsCommand(), newIssuerCommand(),
+		newEdgeCommand(), newModulesCommand(), newJobsCommand(), newIssuerCommand(), newVouchCommand(),
 	)
 	root.AddCommand(newStageCommands()...)
 	return root

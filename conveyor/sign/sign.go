@@ -29,7 +29,7 @@ import (
 
 // Request is what to sign.
 type Request struct {
-	Digest       string // of the index, or of a chart
+	Digest       string // of the index, of a chart, or of the only platform's image
 	Version      string
 	Platforms    []Platform // none of a chart: nothing in it runs, so nothing is scanned
 	Repositories []name.Repository
@@ -205,7 +205,10 @@ func (r Request) check() error {
 func (r Request) each(repository name.Repository, signer verify.Identity, add func(digest, predicateType string, payload []byte, err error) error) error {
 	digests, platforms := []string{r.Digest}, []string(nil)
 	for _, p := range r.Platforms {
-		digests, platforms = append(digests, p.Digest), append(platforms, p.Platform)
+		if p.Digest != r.Digest { // an image of one platform may come without an index
+			digests = append(digests, p.Digest)
+		}
+		platforms = append(platforms, p.Platform)
 	}
 	for _, digest := range digests {
 		payload, err := signature(repository, digest, r.Version)

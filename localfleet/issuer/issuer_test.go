@@ -297,6 +297,33 @@ func TestPersonsTokenIsHadThroughTheSocketAlone(t *testing.T) {
 	}
 }
 
+func TestTheFleetMaySpeakForAWorkflowThroughTheSocketAlone(t *testing.T) {
+	config := serving(t)
+	job := Job{Owner: "omnivision", Repository: "omnivision", WorkflowPath: ".github/workflows/conveyor.yaml", Ref: "refs/heads/main", Event: "push"}
+	token, err := JobToken(t.Context(), config.People.Socket, "sigstore", job)
+	check(t, err)
+	key, err := LoadOrCreateKey(config.StateDir)
+	check(t, err)
+	i, err := New(ActionsURL, key)
+	check(t, err)
+	c := verified(t, i.Handler(), "", token)
+	if c["iss"] != ActionsURL || c["aud"] != "sigstore" || c["job_workflow_ref"] != "omnivision/omnivision/.github/workflows/conveyor.yaml@refs/heads/main" {
+		t.Errorf("the claims are %v", c)
+	}
+	if _, err := JobToken(t.Context(), config.People.Socket, "sigstore", Job{Owner: "omnivision"}); err == nil {
+		t.Error("a job without a workflow got a token")
+	}
+	if _, err := JobToken(t.Context(), config.People.Socket, "", job); err == nil {
+		t.Error("a token for nobody in particular was given")
+	}
+	resp, err := http.Post("http://"+config.Actions.Listen+"/job?audience=sigstore", "application/json", strings.NewReader("{}"))
+	check(t, err)
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusNotFound {
+		t.Errorf("over the network the answer is %s", resp.Status)
+	}
+}
+
 func TestConfigurationNamesWhatIsWrong(t *testing.T) {
 	for name, tc := range map[string]struct{ change, want string }{
 		"unknown field": {`{"x":1}`, "unknown field"},

@@ -133,7 +133,7 @@ func Run(ctx context.Context, configPath string) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return listenAndServe(ctx, config.Actions.Listen, actions.Handler()) })
 	group.Go(func() error { return listenAndServe(ctx, config.People.Listen, people.Handler()) })
-	group.Go(func() error { return serve(ctx, socket, People{people, log}.SocketHandler()) })
+	group.Go(func() error { return serve(ctx, socket, People{people, log}.SocketHandler(actions)) })
 	return group.Wait()
 }
 
@@ -223,10 +223,23 @@ func serve(ctx context.Context, listener net.Listener, handler http.Handler) err
 
 // PersonToken asks the socket for a token of a person.
 func PersonToken(ctx context.Context, socket, audience, email string) (string, error) {
+	query := url.Values{"audience": {audience}, "email": {email}}
+	return askSocket(ctx, socket, http.MethodGet, "/token?"+query.Encode(), nil)
+}
+
+// JobToken asks the socket for a token of a workflow's job that does not run.
+func JobToken(ctx context.Context, socket, audience string, job Job) (string, error) {
+	body, err := json.Marshal(job)
+	if err != nil {
+		return "", err
+	}
+	return askSocket(ctx, socket, http.MethodPost, "/job?"+url.Values{"audience": {audience}}.Encode(), bytes.NewReader(body))
+}
+
+func askSocket(ctx context.Context, socket, method, path string, body io.Reader) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	query := url.Values{"audience": {audience}, "email": {email}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://issuer/token?"+query.Encode(), nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://issuer"+path, body)
 	if err != nil {
 		return "", err
 	}

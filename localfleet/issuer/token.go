@@ -2,7 +2,9 @@ package issuer
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/mail"
@@ -74,11 +76,36 @@ type People struct {
 	Log *slog.Logger
 }
 
-// SocketHandler serves GET /token?audience=…&email=…; it belongs behind a socket that only root may open.
-func (p People) SocketHandler() http.Handler {
+// SocketHandler serves GET /token?audience=…&email=… and, with a [Job] in its body, POST
+// /job?audience=…; it belongs behind a socket that only root may open.
+func (p People) SocketHandler(actions Actions) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /token", answer(p.Log, p.token))
+	mux.HandleFunc("POST /job", answer(p.Log, actions.asJob))
 	return mux
+}
+
+// asJob gives a token of a job that does not run: the fleet signs its first images in the
+// name of the workflow that would have built them.
+func (a Actions) asJob(r *http.Request) (string, error) {
+	audience := r.URL.Query().Get("audience")
+	if audience == "" {
+		return "", refuse(http.StatusBadRequest, "no audience: for Fulcio it is sigstore")
+	}
+	var job Job
+	decoder := json.NewDecoder(io.LimitReader(r.Body, 64<<10))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&job); err != nil {
+		return "", refuse(http.StatusBadRequest, "reading the job: %w", err)
+	}
+	if job.Owner == "" || job.Repository == "" || job.WorkflowPath == "" || job.Ref == "" {
+		return "", refuse(http.StatusBadRequest, "the job lacks its repository, workflow or ref")
+	}
+	token, err := a.sign(audience, job.subject(), jobLifetime, job.claims())
+	if err == nil {
+		a.Log.Info("gave the fleet a workflow's identity", "subject", job.subject(), "workflow", job.WorkflowPath, "commit", job.SHA, "audience", audience)
+	}
+	return token, err
 }
 
 func (p People) token(r *http.Request) (string, error) {

@@ -318,7 +318,7 @@ func TestWhoCannotSign(t *testing.T) {
 func TestPersonSignsByMailAddress(t *testing.T) {
 	f := newFleet(t)
 	recorder := httptest.NewRecorder()
-	f.people.SocketHandler().ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, "/token?audience=sigstore&email=ada@example.com", nil))
+	f.people.SocketHandler(f.actions).ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, "/token?audience=sigstore&email=ada@example.com", nil))
 	var answer struct{ Value string }
 	check(t, json.Unmarshal(recorder.Body.Bytes(), &answer))
 	signer, err := f.signer(t, answer.Value)
