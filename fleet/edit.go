@@ -12,8 +12,9 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Change is a new value at a path of mapping keys. The value is a string, always: it is
-// written in quotes, so that no reader takes 1.10 for a number (P5).
+// Change is a new value at a path of mapping keys and, in lists, indexes from 0. The last
+// is a key. The value is a string, always: it is written in quotes, so that no reader takes
+// 1.10 for a number (P5).
 type Change struct {
 	Path  []string
 	Value string
@@ -71,8 +72,8 @@ func set(src []byte, c Change) ([]byte, error) {
 			break
 		}
 		k := parentPath[i]
-		if parent.Kind != yaml.MappingNode {
-			return nil, fmt.Errorf("line %d is no mapping", parent.Line)
+		if parent.Kind != yaml.MappingNode && parent.Kind != yaml.SequenceNode {
+			return nil, fmt.Errorf("line %d is no mapping and no list", parent.Line)
 		}
 		if parent = child(parent, k); parent == nil {
 			return nil, fmt.Errorf("there is no key %s: add it by hand first", k)

@@ -186,17 +186,42 @@ func (f *Fleet) releasedTree(ctx context.Context) (string, error) {
 			}
 		}
 	}
-	return dir, nil
+	return dir, f.releaseComponents(dir)
+}
+
+// releaseComponents writes tag and digest of the components' images.
+func (f *Fleet) releaseComponents(dir string) error {
+	components, err := f.components()
+	if err != nil {
+		return err
+	}
+	for _, component := range components {
+		err := rewrite(filepath.Join(dir, component.File), func(before []byte) ([]byte, error) {
+			return fleet.SetComponentImage(before, component, f.releases[path.Base(component.Name)])
+		})
+		if err != nil {
+			return fmt.Errorf("write the release of %s: %w", component.Name, err)
+		}
+	}
+	return nil
 }
 
 func writeRelease(path string, app fleet.App, release fleet.Release) error {
+	err := rewrite(path, func(before []byte) ([]byte, error) { return fleet.SetRelease(before, app, release) })
+	if err != nil {
+		return fmt.Errorf("write the release of %s: %w", app.Name, err)
+	}
+	return nil
+}
+
+func rewrite(path string, edit func([]byte) ([]byte, error)) error {
 	before, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	after, err := fleet.SetRelease(before, app, release)
+	after, err := edit(before)
 	if err != nil {
-		return fmt.Errorf("write the release of %s: %w", app.Name, err)
+		return err
 	}
 	return os.WriteFile(path, after, 0o644)
 }
@@ -250,12 +275,28 @@ func (f *Fleet) imageReferences(tag string) ([]string, error) {
 		}
 	}
 	references = append(references, gpu.Image+":"+tag)
+	components, err := f.components()
+	if err != nil {
+		return nil, err
+	}
+	for _, component := range components {
+		references = append(references, component.Name+":"+tag)
+	}
 	for _, cluster := range f.Tree.Clusters {
 		for _, app := range f.Tree.Apps {
 			references = append(references, cluster.ImageRegistry+"/"+app.Repository+":"+tag)
 		}
 	}
 	return references, nil
+}
+
+// components lists the images of this project that components of the tree run.
+func (f *Fleet) components() ([]fleet.ComponentImage, error) {
+	all, err := fleet.ComponentImages(os.DirFS(filepath.Join(f.Source, treeDir)))
+	if err != nil {
+		return nil, fmt.Errorf("list the components' images: %w", err)
+	}
+	return slices.DeleteFunc(all, func(c fleet.ComponentImage) bool { return !image.Own(c.Name) }), nil
 }
 
 func (f *Fleet) imageBuilder(report func(string)) *image.Builder {
@@ -297,8 +338,8 @@ func (f *Fleet) images(ctx context.Context, report func(string)) error {
 	return f.recordReleases(tag)
 }
 
-// recordReleases notes the digest of each app's image, which is the same in
-// every registry.
+// recordReleases notes the digest of each image of this project, which is the same in every
+// registry.
 func (f *Fleet) recordReleases(tag string) error {
 	f.releases = map[string]fleet.Release{}
 	for _, made := range f.made {
@@ -309,10 +350,8 @@ func (f *Fleet) recordReleases(tag string) error {
 		if err != nil {
 			return fmt.Errorf("digest of %s: %w", made.Reference, err)
 		}
-		for _, app := range f.Tree.Apps {
-			if strings.HasSuffix(made.Reference, "/"+app.Repository+":"+tag) {
-				f.releases[app.Repository] = fleet.Release{Tag: tag, Digest: digest.String()}
-			}
+		if repository, ok := strings.CutSuffix(made.Reference, ":"+tag); ok && image.Own(repository) {
+			f.releases[path.Base(repository)] = fleet.Release{Tag: tag, Digest: digest.String()}
 		}
 	}
 	return nil

@@ -23,8 +23,7 @@ Sigstore's services are the local fleet's own servers, their certificates are
 trusted, and nothing else can be reached. Only the command and what it starts
 see it so; the machine stays as it is.
 
-BuildKit, Trivy and a Sigstore are built at the first call, which takes a while,
-and started. The command finds them, the programs of the fleet in its PATH, and
+BuildKit is built at the first call, which takes a while, and started. The command finds them, the programs of the fleet in its PATH, and
 in ` + forgeTokenVariable + ` a token that may open pull requests.`,
 		Example: `  omnivision inside -- omnivision release --app omnivision-worker
   omnivision inside -- git clone https://github.com/omnivision/omnivision-gitops.git

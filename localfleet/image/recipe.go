@@ -2,6 +2,7 @@ package image
 
 import (
 	"fmt"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -284,6 +285,15 @@ func pause() Recipe {
 		},
 		config: v1.Config{User: "65535:65535", Entrypoint: []string{"/pause"}, Env: []string{defaultPath}, WorkingDir: "/"},
 	}
+}
+
+// Own reports whether a repository, without tag, holds an image of this project.
+func Own(repository string) bool {
+	switch path.Base(repository) {
+	case workerImage, uiImage, gpuSubstituteImage:
+		return true
+	}
+	return false
 }
 
 // own is an image of this repository. Its Dockerfile is the production path;
