@@ -16,7 +16,7 @@ const componentsDir = "components"
 // ComponentImage is an image of a component whose tag and digest stand in the `images` of a
 // kustomization, the same for every cluster.
 type ComponentImage struct {
-	Name    string // the image as the manifests write it, without tag
+	Name    string // the repository, without tag
 	File    string // of the kustomization
 	Release Release
 
@@ -68,6 +68,9 @@ func componentImages(tree fs.FS, file string) ([]ComponentImage, error) {
 				return nil, Problem{File: file, Line: node.Line, Message: fmt.Sprintf("an image without %s as a string", part.key), Fix: "write name, newTag and digest, each in quotes; the digest is \"\" before the first release"}
 			}
 			*part.value = value.Value
+		}
+		if renamed := child(node, "newName"); renamed != nil {
+			image.Name = renamed.Value
 		}
 		if p := image.Release.problem(); p != "" {
 			return nil, Problem{File: file, Line: node.Line, Message: image.Name + ": " + p, Fix: "a release writes tag and digest together, as the registry has them"}

@@ -13,7 +13,8 @@ images:
   - name: ghcr.io/omnivision/other # stays
     newTag: "1.10"
     digest: ""
-  - name: ghcr.io/omnivision/omnivision-gate
+  - name: omnivision-gate
+    newName: ghcr.io/omnivision/omnivision-gate
     newTag: "0.1.0" # of people
     digest: ""
 `

@@ -302,7 +302,7 @@ func own(image, program, user string) Recipe {
 	r := Recipe{
 		Reference:  image,
 		Made:       "cmd/" + program + " of this source",
-		Substitute: image + " is assembled from this source without BuildKit, its scan and its signature",
+		Substitute: image + " is assembled from this source without BuildKit; it is scanned and signed as a release is",
 		base:       "static",
 		fill: func(f *filler) error {
 			f.ours(program, "usr/local/bin/"+program)
