@@ -60,7 +60,10 @@ require (
 	sigs.k8s.io/yaml v1.6.0
 )
 
-require github.com/sigstore/policy-controller v0.13.1 // indirect
+require (
+	github.com/google/go-containerregistry/pkg/authn/kubernetes v0.0.0-20260224031529-85f2bf5f7303 // indirect
+	github.com/sigstore/policy-controller v0.13.1 // indirect
+)
 
 require (
 	cel.dev/expr v0.25.3 // indirect
