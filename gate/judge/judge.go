@@ -218,6 +218,7 @@ func (j *Judge) fromCache(set *policy.Set, match *policy.Match, image gate.Image
 	verdict.Image, verdict.Source = image.Reference, gate.FromCache
 	age := now.Sub(e.since)
 	switch {
+	case takenBack(verdict): // which no answer of the registry changes
 	case !verdict.Allowed && age >= j.options.Negative, age >= j.options.Expire && !e.stale.Load():
 		return gate.Verdict{}, false
 	case age >= j.options.Fresh, len(verdict.Warnings) > 0 && age >= j.options.Negative:
@@ -227,6 +228,11 @@ func (j *Judge) fromCache(set *policy.Set, match *policy.Match, image gate.Image
 		verdict.Source = gate.FromStale
 	}
 	return verdict, true
+}
+
+// takenBack reports whether the quarantine refuses; it is looked at first.
+func takenBack(verdict gate.Verdict) bool {
+	return len(verdict.Denials) > 0 && verdict.Denials[0].Reason == gate.Quarantined
 }
 
 func (e *entry) verdict(set *policy.Set, match *policy.Match, now time.Time) gate.Verdict {
@@ -369,7 +375,7 @@ func (j *Judge) failed(set *policy.Set, match *policy.Match, image gate.Image, t
 	}
 	if digest != "" && unavailable(reason) {
 		if facts, ok := j.admitted.find(key{target.repository, digest, match.Key}); ok {
-			if verdict := decide(set, match, facts, j.options.Now()); verdict.Allowed {
+			if verdict := decide(set, match, facts, j.options.Now()); verdict.Allowed || takenBack(verdict) {
 				verdict.Image, verdict.Source = image.Reference, gate.FromStale
 				return verdict
 			}

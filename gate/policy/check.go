@@ -255,11 +255,18 @@ func (a Attestation) check(field string, found *problems) {
 	found.unsupported(field+".policy", "this gate runs no CUE and no Rego")
 }
 
+// resources are those that the policy-controller takes.
+var resources = []string{"pods", "replicasets", "deployments", "daemonsets", "statefulsets", "jobs", "cronjobs"}
+
 // check accepts Pods alone: whatever else is to run becomes one. A policy for another kind
 // would be silently without effect.
 func (m MatchResource) check(field string, found *problems) {
 	if m.Selector != nil && m.Resource == "" && m.Version == "" && m.Group == "" {
 		found.wrong(field+".selector", "it needs a resource")
+		return
+	}
+	if m.Resource != "" && !slices.Contains(resources, m.Resource) {
+		found.wrong(field+".resource", "%q runs no images", m.Resource)
 		return
 	}
 	if m.Group != "" || m.Resource != "pods" || m.Version != "v1" && m.Version != "" {

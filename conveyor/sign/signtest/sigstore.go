@@ -166,3 +166,13 @@ func check(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// TrustedRoot is its trusted_root.json.
+func (s *Sigstore) TrustedRoot(t testing.TB) []byte {
+	t.Helper()
+	trusted, err := root.NewTrustedRoot(root.TrustedRootMediaType01, s.FulcioCertificateAuthorities(), nil, s.TimestampingAuthorities(), nil)
+	check(t, err)
+	raw, err := trusted.MarshalJSON()
+	check(t, err)
+	return raw
+}
