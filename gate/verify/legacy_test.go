@@ -142,7 +142,13 @@ func TestLegacySignatureByAKey(t *testing.T) {
 // trustedRoot is that of sigstore-go's virtual Sigstore, without its CT log, which certifies nothing.
 func trustedRoot(t testing.TB, s *ca.VirtualSigstore) []byte {
 	t.Helper()
-	trusted, err := root.NewTrustedRoot(root.TrustedRootMediaType01, s.FulcioCertificateAuthorities(), nil, s.TimestampingAuthorities(), s.RekorLogs())
+	logs := s.RekorLogs()
+	for id, log := range logs { // whose ID it gives in hexadecimal
+		var err error
+		log.ID, err = hex.DecodeString(id)
+		check(t, err)
+	}
+	trusted, err := root.NewTrustedRoot(root.TrustedRootMediaType01, s.FulcioCertificateAuthorities(), nil, s.TimestampingAuthorities(), logs)
 	check(t, err)
 	raw, err := trusted.MarshalJSON()
 	check(t, err)
