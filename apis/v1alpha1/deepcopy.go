@@ -43,6 +43,7 @@ func (s *ReleasePolicySpec) DeepCopyInto(out *ReleasePolicySpec) {
 func (s *ReleasePolicyStatus) DeepCopyInto(out *ReleasePolicyStatus) {
 	*out = *s
 	out.Conditions = slices.Clone(s.Conditions)
+	out.Named = slices.Clone(s.Named)
 	out.Previous = slices.Clone(s.Previous)
 }
 

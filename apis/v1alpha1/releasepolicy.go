@@ -110,6 +110,8 @@ type ReleasePolicyStatus struct {
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 	// Conditions has Ready: whether the gate uses the policy as it is written.
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+	// Named are the digests that Git named when the gate last looked.
+	Named []ImageDigest `json:"named,omitempty"`
 	// Previous are digests that Git named before and that something in the cluster still
 	// uses: during a canary the stable release's Pods must be able to restart.
 	Previous []PreviousDigest `json:"previous,omitempty"`
@@ -141,10 +143,10 @@ const keepPrevious = time.Hour
 const maxPrevious = 100
 
 // Previously says which digests are to be admitted although Git no longer names them. It
-// takes what was named and admitted until now, what is named from now on, and whether
+// takes what the status said until now, what Git names from now on, and whether
 // something in the cluster uses a digest: a ReplicaSet that wants Pods. Only what Git named
 // gets in, so that a workload cannot bring an old digest back.
-func Previously(before ReleasePolicyStatus, was, is []ImageDigest, used func(ImageDigest) bool, now time.Time) []PreviousDigest {
+func Previously(before ReleasePolicyStatus, is []ImageDigest, used func(ImageDigest) bool, now time.Time) []PreviousDigest {
 	last := map[ImageDigest]metav1.Time{}
 	var order []ImageDigest
 	remember := func(d ImageDigest, at metav1.Time) {
@@ -156,7 +158,7 @@ func Previously(before ReleasePolicyStatus, was, is []ImageDigest, used func(Ima
 	for _, p := range before.Previous {
 		remember(p.ImageDigest, p.LastNamed)
 	}
-	for _, d := range was {
+	for _, d := range before.Named {
 		remember(d, metav1.NewTime(now.UTC().Truncate(time.Second)))
 	}
 	for _, d := range is {

@@ -26,6 +26,7 @@ var full = head + `
 status:
   observedGeneration: 1
   conditions: [{type: Ready, status: "True", reason: Used, message: m, lastTransitionTime: "2026-11-27T02:00:00Z"}]
+  named: [{repository: omnivision-worker, digest: "` + digest + `"}]
   previous: [{repository: omnivision-worker, digest: "` + digest + `", lastNamed: "2026-11-27T02:00:00Z"}]
 `
 
@@ -116,7 +117,8 @@ func TestPreviousDigestStaysWhileItIsUsed(t *testing.T) {
 	}
 	status := ReleasePolicyStatus{}
 	step := func(was, is []ImageDigest, used ...ImageDigest) []PreviousDigest {
-		status.Previous = Previously(status, was, is, uses(used...), now)
+		status.Named = was
+		status.Previous = Previously(status, is, uses(used...), now)
 		return status.Previous
 	}
 	if p := step([]ImageDigest{a}, []ImageDigest{b}, a); len(p) != 1 || p[0].ImageDigest != a || !p[0].LastNamed.Time.Equal(now) {

@@ -20,15 +20,26 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/omnivision/omnivision/conveyor/login"
 	"github.com/omnivision/omnivision/gate"
 )
 
-// Secrets has the Secrets of application namespaces, from an informer: an ask at the API
-// server for each Pod would be slow.
+// Secrets has the Secrets of application namespaces. It is asked when something is
+// verified, not for each Pod, so it may ask the API server by name, which needs no right
+// to list them.
 type Secrets interface {
-	Secret(namespace, name string) (*corev1.Secret, error)
+	Secret(ctx context.Context, namespace, name string) (*corev1.Secret, error)
+}
+
+// FromAPI asks the API server.
+type FromAPI struct{ Client client.CoreV1Interface }
+
+// Secret implements Secrets.
+func (f FromAPI) Secret(ctx context.Context, namespace, name string) (*corev1.Secret, error) {
+	return f.Client.Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
 }
 
 // Registry implements judge.Registry.
@@ -78,7 +89,7 @@ func (r Registry) keychain(ctx context.Context, image gate.Image) (authn.Keychai
 	}
 	var secrets []corev1.Secret
 	for _, name := range image.PullSecrets {
-		secret, err := r.Secrets.Secret(image.Namespace, name)
+		secret, err := r.Secrets.Secret(ctx, image.Namespace, name)
 		if apierrors.IsNotFound(err) {
 			continue
 		}

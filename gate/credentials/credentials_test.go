@@ -1,6 +1,7 @@
 package credentials
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -33,7 +34,7 @@ func check(t *testing.T, err error) {
 // secrets are those of one namespace.
 type secrets map[string]*corev1.Secret
 
-func (s secrets) Secret(namespace, name string) (*corev1.Secret, error) {
+func (s secrets) Secret(_ context.Context, namespace, name string) (*corev1.Secret, error) {
 	if name == "broken" {
 		return nil, errors.New("the cache is not there yet")
 	}

@@ -256,7 +256,8 @@ func (s *Set) addReleasePolicy(document Document) {
 	for _, f := range spec.Floors {
 		s.floors = append(s.floors, Floor{f, document.Name, compiled.Warn})
 	}
-	for _, d := range spec.Admitted {
+	// What the status says that Git named is admitted until the status says what became of it.
+	for _, d := range slices.Concat(spec.Admitted, decoded.Status.Named) {
 		s.admitted[d.Digest] = append(s.admitted[d.Digest], d.Repository)
 	}
 	for _, d := range decoded.Status.Previous {
