@@ -10,7 +10,6 @@ package admission
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io/fs"
 	"slices"
@@ -196,32 +195,13 @@ func (c Checker) about(ctx context.Context, image name.Digest, app string, runs 
 	return against, nil
 }
 
-// attestation is what is read of a scan's predicate.
-type attestation struct {
-	Scanner struct {
-		Result json.RawMessage `json:"result"`
-		DB     struct {
-			LastUpdate time.Time `json:"lastUpdate"`
-		} `json:"db"`
-	} `json:"scanner"`
-}
-
 // scanned says what the scan with the newest database found that stops a release.
 func (c Checker) scanned(statements []verify.Statement, app string) string {
-	var last attestation
-	for _, s := range statements {
-		if s.PredicateType != verify.Scan {
-			continue
-		}
-		var one attestation
-		if err := json.Unmarshal(s.Predicate, &one); err != nil {
-			return "its scan cannot be read: " + err.Error()
-		}
-		if last.Scanner.Result == nil || one.Scanner.DB.LastUpdate.After(last.Scanner.DB.LastUpdate) {
-			last = one
-		}
+	last, _, err := verify.FindLastScan(statements)
+	if err != nil {
+		return "its scan cannot be read: " + err.Error()
 	}
-	report, err := scan.Parse(last.Scanner.Result)
+	report, err := scan.Parse(last.Result)
 	if err != nil {
 		return "its scan cannot be read: " + err.Error()
 	}

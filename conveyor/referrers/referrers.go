@@ -15,7 +15,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -194,17 +193,5 @@ func read(ref name.Digest, options []remote.Option) ([]byte, error) {
 	if len(manifest.Layers) != 1 || !strings.HasPrefix(string(manifest.Layers[0].MediaType), bundlePrefix) {
 		return nil, nil
 	}
-	if size := manifest.Layers[0].Size; size > maxBundle {
-		return nil, fmt.Errorf("the bundle %s has %d bytes, and more than %d are not read", ref, size, maxBundle)
-	}
-	layer, err := remote.Layer(ref.Context().Digest(manifest.Layers[0].Digest.String()), options...)
-	if err != nil {
-		return nil, err
-	}
-	content, err := layer.Compressed()
-	if err != nil {
-		return nil, err
-	}
-	defer content.Close() //nolint:errcheck // read to its end, or given up
-	return io.ReadAll(io.LimitReader(content, maxBundle))
+	return blob(ref.Context(), manifest.Layers[0], options)
 }

@@ -106,9 +106,9 @@ func keySigner(t *testing.T) *Signer {
 
 const workflow = "conveyor@omnivision.ai"
 
-func keylessSigner(t *testing.T, s *sigstore) *Signer {
+func keylessSigner(t *testing.T, s *signtest.Sigstore) *Signer {
 	t.Helper()
-	signer, err := Keyless(t.Context(), Services{Config: s.config, Root: s}, token(workflow))
+	signer, err := Keyless(t.Context(), Services{Config: s.Config, Root: s}, signtest.Token(workflow))
 	check(t, err)
 	return signer
 }
@@ -132,7 +132,7 @@ func types(t *testing.T, p verify.Policy, image name.Digest) []string {
 }
 
 func TestEveryDigestOfEveryRepositoryIsSigned(t *testing.T) {
-	authority := newSigstore(t)
+	authority := signtest.NewSigstore(t)
 	for name, signer := range map[string]*Signer{"without a key": keylessSigner(t, authority), "with a key": keySigner(t)} {
 		t.Run(name, func(t *testing.T) {
 			s := newSite(t, 2)
@@ -154,15 +154,15 @@ func TestEveryDigestOfEveryRepositoryIsSigned(t *testing.T) {
 			check(t, Check(t.Context(), signer.Policy(), s.request))
 		})
 	}
-	if authority.certificates != 1 {
-		t.Errorf("one release took %d certificates", authority.certificates)
+	if authority.Certificates != 1 {
+		t.Errorf("one release took %d certificates", authority.Certificates)
 	}
 }
 
 func sorted(s []string) []string { slices.Sort(s); return s }
 
 func TestKeylessSignatureNamesWorkflowRepositoryVersionAndTime(t *testing.T) {
-	authority := newSigstore(t)
+	authority := signtest.NewSigstore(t)
 	signer, s := keylessSigner(t, authority), newSite(t, 1)
 	_, err := Publish(t.Context(), signer, s.request, nothing)
 	check(t, err)
@@ -170,7 +170,7 @@ func TestKeylessSignatureNamesWorkflowRepositoryVersionAndTime(t *testing.T) {
 	believed, _, err := signer.Policy().Image(t.Context(), repository.Digest(s.request.Digest))
 	check(t, err)
 	for _, statement := range believed {
-		if statement.Signer.Subject != workflow || statement.Signer.Issuer != authority.issuer || time.Since(statement.Time).Abs() > time.Hour {
+		if statement.Signer.Subject != workflow || statement.Signer.Issuer != authority.Issuer || time.Since(statement.Time).Abs() > time.Hour {
 			t.Errorf("%s is by %s at %s", statement.PredicateType, statement.Signer, statement.Time)
 		}
 		switch statement.PredicateType {
@@ -189,7 +189,7 @@ func TestKeylessSignatureNamesWorkflowRepositoryVersionAndTime(t *testing.T) {
 }
 
 func TestSummarySaysWhatIsKnownOfAnImage(t *testing.T) {
-	signer, s := keylessSigner(t, newSigstore(t)), newSite(t, 1)
+	signer, s := keylessSigner(t, signtest.NewSigstore(t)), newSite(t, 1)
 	_, err := Publish(t.Context(), signer, s.request, nothing)
 	check(t, err)
 	image := s.request.Repositories[0].Digest(s.request.Platforms[0].Digest)
@@ -248,17 +248,17 @@ func TestRunThatFailedAnywhereIsFinishedByTheNext(t *testing.T) {
 }
 
 func TestOthersAreNotBelieved(t *testing.T) {
-	authority := newSigstore(t)
+	authority := signtest.NewSigstore(t)
 	signer, s := keylessSigner(t, authority), newSite(t, 1)
 	_, err := Publish(t.Context(), signer, s.request, nothing)
 	check(t, err)
 	image := s.request.Repositories[0].Digest(s.request.Digest)
 	for name, policy := range map[string]verify.Policy{
-		"another workflow":      {Root: authority, Identity: verify.Identity{Subject: "other@omnivision.ai", Issuer: authority.issuer}},
-		"a longer name":         {Root: authority, Identity: verify.Identity{Subject: workflow + ".evil.com", Issuer: authority.issuer}},
-		"a shorter name":        {Root: authority, Identity: verify.Identity{Subject: "conveyor", Issuer: authority.issuer}},
+		"another workflow":      {Root: authority, Identity: verify.Identity{Subject: "other@omnivision.ai", Issuer: authority.Issuer}},
+		"a longer name":         {Root: authority, Identity: verify.Identity{Subject: workflow + ".evil.com", Issuer: authority.Issuer}},
+		"a shorter name":        {Root: authority, Identity: verify.Identity{Subject: "conveyor", Issuer: authority.Issuer}},
 		"another issuer":        {Root: authority, Identity: verify.Identity{Subject: workflow, Issuer: "https://accounts.google.com"}},
-		"another authority":     {Root: newSigstore(t), Identity: signer.Identity()},
+		"another authority":     {Root: signtest.NewSigstore(t), Identity: signer.Identity()},
 		"a key":                 keySigner(t).Policy(),
 		"nobody in particular":  {Root: authority},
 		"no issuer":             {Root: authority, Identity: verify.Identity{Subject: workflow}},
@@ -363,9 +363,9 @@ func TestNothingUnscannedIsSigned(t *testing.T) {
 }
 
 func TestWhatDoesNotVerifyIsNotPublished(t *testing.T) {
-	authority := newSigstore(t)
+	authority := signtest.NewSigstore(t)
 	signer, s := keylessSigner(t, authority), newSite(t, 1)
-	signer.policy.Root = newSigstore(t) // the root of another Sigstore
+	signer.policy.Root = signtest.NewSigstore(t) // the root of another Sigstore
 	_, err := Publish(t.Context(), signer, s.request, nothing)
 	if err == nil || !strings.Contains(err.Error(), "check that trusted root and signing config belong together") || s.writes.Load() != 0 {
 		t.Errorf("error is %v after %d writes", err, s.writes.Load())
@@ -373,15 +373,15 @@ func TestWhatDoesNotVerifyIsNotPublished(t *testing.T) {
 }
 
 func TestSignerSaysWhatItLacks(t *testing.T) {
-	authority := newSigstore(t)
-	if _, err := Keyless(t.Context(), Services{Config: authority.config, Root: authority}, ""); err == nil || !strings.Contains(err.Error(), "id-token: write") {
+	authority := signtest.NewSigstore(t)
+	if _, err := Keyless(t.Context(), Services{Config: authority.Config, Root: authority}, ""); err == nil || !strings.Contains(err.Error(), "id-token: write") {
 		t.Errorf("without a token: %v", err)
 	}
-	if _, err := Keyless(t.Context(), Services{}, token(workflow)); err == nil || !strings.Contains(err.Error(), "trusted root") {
+	if _, err := Keyless(t.Context(), Services{}, signtest.Token(workflow)); err == nil || !strings.Contains(err.Error(), "trusted root") {
 		t.Errorf("without services: %v", err)
 	}
-	authority.fail = true
-	if _, err := Keyless(t.Context(), Services{Config: authority.config, Root: authority}, token(workflow)); err == nil || !strings.Contains(err.Error(), "getting a certificate from http://") {
+	authority.Fail = true
+	if _, err := Keyless(t.Context(), Services{Config: authority.Config, Root: authority}, signtest.Token(workflow)); err == nil || !strings.Contains(err.Error(), "getting a certificate from http://") {
 		t.Errorf("when Fulcio refuses: %v", err)
 	}
 	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
@@ -399,14 +399,14 @@ func TestSignerSaysWhatItLacks(t *testing.T) {
 }
 
 func TestSignerWithoutATimestampDoesNotPublish(t *testing.T) {
-	authority := newSigstore(t)
+	authority := signtest.NewSigstore(t)
 	signer, s := keylessSigner(t, authority), newSite(t, 1)
-	authority.fail = true
+	authority.Fail = true
 	_, err := Publish(t.Context(), signer, s.request, nothing)
 	if err == nil || s.writes.Load() != 0 {
 		t.Errorf("error is %v after %d writes", err, s.writes.Load())
 	}
-	authority.fail = false
+	authority.Fail = false
 	whole := signer.options
 	signer.options = func() (sign.BundleOptions, error) {
 		options, err := whole()

@@ -19,10 +19,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/sigstore/sigstore-go/pkg/bundle"
 	"github.com/sigstore/sigstore-go/pkg/root"
-	"github.com/sigstore/sigstore-go/pkg/verify"
-	"github.com/sigstore/sigstore/pkg/signature"
 
 	"github.com/omnivision/omnivision/conveyor/referrers"
 )
@@ -94,70 +91,32 @@ func (p Policy) Image(ctx context.Context, image name.Digest, options ...remote.
 	return believed, refused, nil
 }
 
-// Bundle verifies one bundle against an image.
+// Bundle verifies one bundle against an image: that it is by the policy's identity, and
+// if it is a signature, for the image's repository.
 func (p Policy) Bundle(raw []byte, image name.Digest) (Statement, error) {
-	var b bundle.Bundle
-	if err := b.UnmarshalJSON(raw); err != nil {
-		return Statement{}, fmt.Errorf("reading a bundle of %s: %w", image, err)
+	if p.Key == nil && (p.Root == nil || p.Identity.Subject == "" || p.Identity.Issuer == "") {
+		return Statement{}, errors.New("verifying takes a trusted root with the signer's subject and issuer, or a key")
 	}
-	verifier, policy, err := p.verifier(image)
+	statement, err := Trust{Root: p.Root, Key: p.Key}.Bundle(raw, image)
 	if err != nil {
 		return Statement{}, err
 	}
-	result, err := verifier.Verify(&b, policy)
-	if err != nil {
-		return Statement{}, fmt.Errorf("verifying a bundle of %s: %w", image, err)
+	if p.Key == nil && statement.Signer != p.Identity {
+		return Statement{}, fmt.Errorf("verifying a bundle of %s: it is signed by %s, not by %s", image, statement.Signer, p.Identity)
 	}
-	payload := b.GetDsseEnvelope().GetPayload()
-	statement, err := parse(payload, image)
-	if err != nil {
-		return Statement{}, fmt.Errorf("reading a statement about %s: %w", image, err)
+	if p.Key != nil {
+		statement.Signer = p.Identity
 	}
-	statement.Signer = p.Identity
-	for _, witnessed := range result.VerifiedTimestamps {
-		if statement.Time.IsZero() || witnessed.Timestamp.Before(statement.Time) {
-			statement.Time = witnessed.Timestamp.UTC()
-		}
+	if statement.PredicateType == Signature && !statement.Names(image.Context()) {
+		return Statement{}, fmt.Errorf("reading a statement about %s: the signature is for the repository %q, not for this one", image, statement.Annotations[RepositoryAnnotation])
 	}
 	return statement, nil
 }
 
-// verifier demands what the root can prove: a log entry where it knows a log, a
-// certificate's timestamp where it knows a certificate log, and a witnessed time always,
-// since certificates are valid for minutes.
-func (p Policy) verifier(image name.Digest) (*verify.Verifier, verify.PolicyBuilder, error) {
-	digest, err := hex.DecodeString(image.DigestStr()[len("sha256:"):])
-	if err != nil {
-		return nil, verify.PolicyBuilder{}, fmt.Errorf("%s has no digest: %w", image, err)
-	}
-	artifact := verify.WithArtifactDigest("sha256", digest)
-	if p.Key != nil {
-		material, err := keyMaterial(p.Key)
-		if err != nil {
-			return nil, verify.PolicyBuilder{}, err
-		}
-		v, err := verify.NewVerifier(material, verify.WithNoObserverTimestamps())
-		return v, verify.NewPolicy(artifact, verify.WithKey()), err
-	}
-	if p.Root == nil || p.Identity.Subject == "" || p.Identity.Issuer == "" {
-		return nil, verify.PolicyBuilder{}, errors.New("verifying takes a trusted root with the signer's subject and issuer, or a key")
-	}
-	options := []verify.VerifierOption{verify.WithObserverTimestamps(1)}
-	if len(p.Root.RekorLogs()) > 0 {
-		options = append(options, verify.WithTransparencyLog(1))
-	}
-	if len(p.Root.CTLogs()) > 0 {
-		options = append(options, verify.WithSignedCertificateTimestamps(1))
-	}
-	v, err := verify.NewVerifier(p.Root, options...)
-	if err != nil {
-		return nil, verify.PolicyBuilder{}, fmt.Errorf("using the trusted root: %w", err)
-	}
-	identity, err := verify.NewShortCertificateIdentity(p.Identity.Issuer, "", p.Identity.Subject, "")
-	if err != nil {
-		return nil, verify.PolicyBuilder{}, fmt.Errorf("using the expected identity: %w", err)
-	}
-	return v, verify.NewPolicy(artifact, verify.WithCertificateIdentity(identity)), nil
+// Names reports whether a statement says that it is for a repository.
+func (s Statement) Names(repository name.Repository) bool {
+	named, err := name.NewRepository(s.Annotations[RepositoryAnnotation])
+	return err == nil && named.Name() == repository.Name()
 }
 
 // WithKey is the policy that believes the holder of a key.
@@ -168,45 +127,4 @@ func WithKey(key crypto.PublicKey) (Policy, error) {
 	}
 	fingerprint := sha256.Sum256(der)
 	return Policy{Key: key, Identity: Identity{Key: "sha256:" + hex.EncodeToString(fingerprint[:])}}, nil
-}
-
-func keyMaterial(key crypto.PublicKey) (root.TrustedMaterial, error) {
-	verifier, err := signature.LoadVerifier(key, crypto.SHA256)
-	if err != nil {
-		return nil, fmt.Errorf("using the key: %w", err)
-	}
-	expiring := root.NewExpiringKey(verifier, time.Time{}, time.Time{})
-	return root.NewTrustedPublicKeyMaterial(func(string) (root.TimeConstrainedVerifier, error) { return expiring, nil }), nil
-}
-
-// parse reads the payload that was verified. A signature must name the repository.
-func parse(payload []byte, image name.Digest) (Statement, error) {
-	var raw struct {
-		Subject []struct {
-			Digest      map[string]string `json:"digest"`
-			Annotations map[string]any    `json:"annotations"`
-		} `json:"subject"`
-		PredicateType string          `json:"predicateType"`
-		Predicate     json.RawMessage `json:"predicate"`
-	}
-	if err := json.Unmarshal(payload, &raw); err != nil {
-		return Statement{}, err
-	}
-	statement := Statement{PredicateType: raw.PredicateType, Predicate: raw.Predicate, Payload: payload}
-	for _, subject := range raw.Subject {
-		if "sha256:"+subject.Digest["sha256"] != image.DigestStr() {
-			continue
-		}
-		statement.Annotations = map[string]string{}
-		for key, value := range subject.Annotations {
-			statement.Annotations[key] = fmt.Sprint(value)
-		}
-	}
-	if statement.Annotations == nil {
-		return Statement{}, errors.New("it is about another digest")
-	}
-	if have := statement.Annotations[RepositoryAnnotation]; statement.PredicateType == Signature && have != image.Context().String() {
-		return Statement{}, fmt.Errorf("the signature is for the repository %q, not for this one", have)
-	}
-	return statement, nil
 }

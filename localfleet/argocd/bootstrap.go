@@ -48,7 +48,7 @@ type Options struct {
 	WebhookSecret string
 }
 
-// Upstream opens the repository of a source at the source's revision.
+// Upstream opens the repository of a source at the source's revision, other than the tree.
 type Upstream func(fleet.Source) (fs.FS, error)
 
 // Installation is Argo CD, its namespace and its projects, and all CRDs, for SyncManager,
@@ -66,11 +66,21 @@ func Installation(tree fs.FS, cluster fleet.Cluster, upstream Upstream) ([]*unst
 	if err != nil {
 		return nil, err
 	}
-	own, err := render(apps, Application, cluster, upstream)
+	described, err := fleet.Load(tree)
 	if err != nil {
 		return nil, err
 	}
-	crds, err := render(apps, fleet.CRDsApplication, cluster, upstream)
+	open := func(source fleet.Source) (fs.FS, error) {
+		if source.RepoURL == described.Repository {
+			return tree, nil
+		}
+		return upstream(source)
+	}
+	own, err := render(apps, Application, cluster, open)
+	if err != nil {
+		return nil, err
+	}
+	crds, err := render(apps, fleet.CRDsApplication, cluster, open)
 	if err != nil {
 		return nil, err
 	}

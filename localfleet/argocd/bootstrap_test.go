@@ -40,9 +40,12 @@ func clusters(t *testing.T) []fleet.Cluster {
 
 var downloads sync.Map
 
-// checkout is the upstream repository of a source, from its Go module.
+// checkout is the upstream repository of a source, from its Go module, or the tree.
 func checkout(t *testing.T, source fleet.Source) string {
 	t.Helper()
+	if strings.HasSuffix(source.RepoURL, "/omnivision-gitops.git") {
+		return "../../omnivision-gitops"
+	}
 	if testing.Short() {
 		t.Skip("downloads upstream's Go module")
 	}

@@ -1,4 +1,4 @@
-package sign
+package signtest
 
 import (
 	"crypto"
@@ -24,31 +24,34 @@ import (
 	"github.com/sigstore/sigstore-go/pkg/testing/ca"
 )
 
-// sigstore is a certificate authority and a timestamp authority that answer over HTTP,
+// Sigstore is a certificate authority and a timestamp authority that answer over HTTP,
 // by the authorities of sigstore-go's own tests.
-type sigstore struct {
+type Sigstore struct {
 	root.BaseTrustedMaterial
 
 	fulcio    *root.FulcioCertificateAuthority
 	fulcioKey *ecdsa.PrivateKey
 	stamps    *root.SigstoreTimestampingAuthority
 	stampsKey *ecdsa.PrivateKey
-	config    *root.SigningConfig
+	Config    *root.SigningConfig
 
-	issuer       string
-	certificates int
-	fail         bool
+	Issuer       string
+	Certificates int
+	Fail         bool
 }
 
-func (s *sigstore) FulcioCertificateAuthorities() []root.CertificateAuthority {
+// FulcioCertificateAuthorities implements root.TrustedMaterial.
+func (s *Sigstore) FulcioCertificateAuthorities() []root.CertificateAuthority {
 	return []root.CertificateAuthority{s.fulcio}
 }
 
-func (s *sigstore) TimestampingAuthorities() []root.TimestampingAuthority {
+// TimestampingAuthorities implements root.TrustedMaterial.
+func (s *Sigstore) TimestampingAuthorities() []root.TimestampingAuthority {
 	return []root.TimestampingAuthority{s.stamps}
 }
 
-func newSigstore(t *testing.T) *sigstore {
+// NewSigstore starts one.
+func NewSigstore(t testing.TB) *Sigstore {
 	t.Helper()
 	rootCert, rootKey, err := ca.GenerateRootCa()
 	check(t, err)
@@ -61,17 +64,17 @@ func newSigstore(t *testing.T) *sigstore {
 	leaf, err := ca.GenerateTSALeafCert(time.Now().Add(-time.Minute), leafKey, stamps, stampsKey)
 	check(t, err)
 	begin, end := time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
-	s := &sigstore{
+	s := &Sigstore{
 		fulcio:    &root.FulcioCertificateAuthority{Root: rootCert, Intermediates: []*x509.Certificate{fulcio}, ValidityPeriodStart: begin, ValidityPeriodEnd: end},
 		stamps:    &root.SigstoreTimestampingAuthority{Root: rootCert, Intermediates: []*x509.Certificate{stamps}, Leaf: leaf, ValidityPeriodStart: begin, ValidityPeriodEnd: end},
-		fulcioKey: fulcioKey, stampsKey: leafKey, issuer: "https://token.actions.githubusercontent.com",
+		fulcioKey: fulcioKey, stampsKey: leafKey, Issuer: "https://token.actions.githubusercontent.com",
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /api/v2/signingCert", s.answer(s.certificate))
 	mux.HandleFunc("POST /api/v1/timestamp", s.answer(s.stamp))
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
-	s.config, err = root.NewSigningConfigFromJSON([]byte(fmt.Sprintf(`{
+	s.Config, err = root.NewSigningConfigFromJSON([]byte(fmt.Sprintf(`{
 		"mediaType": "application/vnd.dev.sigstore.signingconfig.v0.2+json",
 		"caUrls": [{"url": %q, "majorApiVersion": 1, "validFor": {"start": "2020-01-01T00:00:00Z"}, "operator": "test"}],
 		"tsaUrls": [{"url": %q, "majorApiVersion": 1, "validFor": {"start": "2020-01-01T00:00:00Z"}, "operator": "test"}],
@@ -80,9 +83,9 @@ func newSigstore(t *testing.T) *sigstore {
 	return s
 }
 
-func (s *sigstore) answer(do func(*http.Request) ([]byte, error)) http.HandlerFunc {
+func (s *Sigstore) answer(do func(*http.Request) ([]byte, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if s.fail {
+		if s.Fail {
 			http.Error(w, "forbidden", http.StatusForbidden)
 			return
 		}
@@ -103,7 +106,7 @@ func (p public) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
 	return nil, errors.New("only the public half is known")
 }
 
-func (s *sigstore) certificate(r *http.Request) ([]byte, error) {
+func (s *Sigstore) certificate(r *http.Request) ([]byte, error) {
 	var ask struct {
 		PublicKeyRequest struct{ PublicKey struct{ Content string } }
 	}
@@ -126,8 +129,8 @@ func (s *sigstore) certificate(r *http.Request) ([]byte, error) {
 	if err := json.Unmarshal(claims, &who); err != nil {
 		return nil, err
 	}
-	s.certificates++
-	leaf, err := ca.GenerateLeafCert(who.Sub, s.issuer, time.Now().Add(-time.Minute), public{key}, s.fulcio.Intermediates[0], s.fulcioKey)
+	s.Certificates++
+	leaf, err := ca.GenerateLeafCert(who.Sub, s.Issuer, time.Now().Add(-time.Minute), public{key}, s.fulcio.Intermediates[0], s.fulcioKey)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +138,7 @@ func (s *sigstore) certificate(r *http.Request) ([]byte, error) {
 	return json.Marshal(map[string]any{"signedCertificateEmbeddedSct": map[string]any{"chain": map[string]any{"certificates": []string{text}}}})
 }
 
-func (s *sigstore) stamp(r *http.Request) ([]byte, error) {
+func (s *Sigstore) stamp(r *http.Request) ([]byte, error) {
 	raw, err := io.ReadAll(r.Body)
 	if err != nil {
 		return nil, err
@@ -151,8 +154,25 @@ func (s *sigstore) stamp(r *http.Request) ([]byte, error) {
 	return stamp.CreateResponseWithOpts(s.stamps.Leaf, s.stampsKey, crypto.SHA256)
 }
 
-// token is one of a workflow's, as far as it is read here; nobody verifies it.
-func token(subject string) string {
+// Token is one of a workflow's, as far as it is read here; nobody verifies it.
+func Token(subject string) string {
 	payload := base64.RawURLEncoding.EncodeToString([]byte(fmt.Sprintf(`{"sub":%q}`, subject)))
 	return "e30." + payload + ".c2ln"
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TrustedRoot is its trusted_root.json.
+func (s *Sigstore) TrustedRoot(t testing.TB) []byte {
+	t.Helper()
+	trusted, err := root.NewTrustedRoot(root.TrustedRootMediaType01, s.FulcioCertificateAuthorities(), nil, s.TimestampingAuthorities(), nil)
+	check(t, err)
+	raw, err := trusted.MarshalJSON()
+	check(t, err)
+	return raw
 }
