@@ -50,7 +50,8 @@ type Keeper struct {
 
 	mu     sync.Mutex // one reconcile at a time
 	memory *state     // the last good one
-	known  []byte     // the bundle that all configurations had at the last look
+	known  []byte     // the bundle that all configurations had at the last look; nil if that failed
+	last   []byte     // the last bundle that all configurations had
 
 	expiry    *prometheus.GaugeVec
 	rotations *prometheus.CounterVec
@@ -208,10 +209,11 @@ func (k *Keeper) use(ctx context.Context, s *state) error {
 	bundle := encodeCerts(s.trusted()...)
 	err := k.publish(ctx, bundle)
 	if err == nil {
-		k.known = bundle
+		k.known, k.last = bundle, bundle
 	} else {
 		k.known = nil
-		if c := k.serving.Load(); c != nil && valid(c.Leaf, k.o.Clock.Now()) {
+		believed := bytes.Contains(k.last, encodeCerts(s.signer.cert))
+		if c := k.serving.Load(); c != nil && valid(c.Leaf, k.o.Clock.Now()) && !believed {
 			return err
 		}
 	}

@@ -122,6 +122,8 @@ func (w *Webhook) serve(name string, review reviewer) http.Handler {
 	observe := w.metrics.webhook(name)
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		start := time.Now()
+		// Nobody holds a connection by sending slowly. Not every ResponseWriter can, and then it is not needed.
+		_ = http.NewResponseController(rw).SetReadDeadline(start.Add(maxTimeout))
 		observe.inFlight.Inc()
 		defer observe.inFlight.Dec()
 		d := w.answer(r, review)
