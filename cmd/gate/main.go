@@ -4,14 +4,12 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
@@ -19,15 +17,14 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/omnivision/omnivision/gate/certificate"
+	"github.com/omnivision/omnivision/gate/server"
 	"github.com/omnivision/omnivision/gate/webhook"
 	"github.com/omnivision/omnivision/internal/version"
-	"github.com/omnivision/omnivision/worker/serve"
 )
 
 func main() {
@@ -151,60 +148,20 @@ func start(ctx context.Context, o options, log *slog.Logger) error {
 	hooks := webhook.New(webhook.Options{
 		Judge: decides.judge, Mutators: decides.mutators, Injectors: decides.injectors, Audit: log, Metrics: metrics, Events: events,
 	})
-	return listen(ctx, o, log, keeper, decides, hooks, registry)
-}
-
-// callerIdle is how long an API server keeps a connection that it does not use. The gate keeps it longer: who
-// closes first may close on a review that is on its way.
-const callerIdle = 90 * time.Second
-
-func listen(ctx context.Context, o options, log *slog.Logger, keeper *certificate.Keeper, decides deciding, hooks *webhook.Webhook, registry *prometheus.Registry) error {
-	readiness := &serve.Readiness{}
-	service := serve.Service{
-		Log: log, Readiness: readiness,
-		Handler:    handler(hooks, readiness, keeper.Ready, decides.ready),
-		Metrics:    serve.MetricsHandler(promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry})),
-		DrainDelay: o.drainDelay, DrainTimeout: o.drainTimeout, IdleTimeout: 2 * callerIdle,
-		Background: []func(context.Context) error{func(ctx context.Context) error { keeper.Run(ctx); return nil }},
+	replica := server.Replica{
+		Webhook: hooks, Keeper: keeper, Ready: decides.ready, Registry: registry, Log: log, DrainDelay: o.drainDelay, DrainTimeout: o.drainTimeout,
 	}
 	if decides.run != nil {
-		service.Background = append(service.Background, decides.run)
+		replica.Background = append(replica.Background, decides.run)
 	}
-	plain, err := net.Listen("tcp", o.listen)
-	if err != nil {
+	if replica.Listener, err = net.Listen("tcp", o.listen); err != nil {
 		return fmt.Errorf("opening --listen: %w", err)
 	}
-	// API servers speak HTTP/1.1 to the Service of a webhook, so that connections spread over its Pods.
-	service.Listener = tls.NewListener(plain, &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: keeper.GetCertificate, NextProtos: []string{"http/1.1"}})
-	if service.MetricsListener, err = net.Listen("tcp", o.metricsListen); err != nil {
+	if replica.MetricsListener, err = net.Listen("tcp", o.metricsListen); err != nil {
 		return fmt.Errorf("opening --metrics-listen: %w", err)
 	}
 	log.Info("starting", "commit", version.Get().Commit, "namespace", o.namespace)
-	return serve.Run(ctx, service)
-}
-
-// handler serves webhooks and probes. While the gate drains, each answer ends its connection, so that callers
-// open the next one to another replica.
-func handler(hooks *webhook.Webhook, readiness *serve.Readiness, ready ...func() error) http.Handler {
-	reviews := hooks.Handler()
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", serve.Healthz)
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		for _, check := range ready {
-			if err := check(); err != nil {
-				http.Error(w, err.Error(), http.StatusServiceUnavailable)
-				return
-			}
-		}
-		readiness.Readyz(w, r)
-	})
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		if readiness.Draining() {
-			w.Header().Set("Connection", "close")
-		}
-		reviews.ServeHTTP(w, r)
-	})
-	return mux
+	return replica.Run(ctx)
 }
 
 func newKeeper(o options, config *rest.Config, log *slog.Logger) (*certificate.Keeper, error) {
