@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -340,6 +341,40 @@ func until(t testing.TB, what string, holds func() bool) {
 	}
 }
 
+// The namespaces that the gate passes over are written in four places that must agree.
+func TestEveryPlaceNamesTheSameNamespaces(t *testing.T) {
+	objects, err := fleet.RenderSource(os.DirFS("../omnivision-gitops"), fleet.Source{Path: "components/gate/manifests"}, system)
+	check(t, err)
+	var all []string
+	for _, o := range objects {
+		hooks, _, _ := unstructured.NestedSlice(o.Object, "webhooks")
+		for _, h := range hooks {
+			expressions, _, _ := unstructured.NestedSlice(h.(map[string]any), "namespaceSelector", "matchExpressions")
+			e := expressions[0].(map[string]any)
+			if e["key"] != corev1.LabelMetadataName || e["operator"] != "NotIn" {
+				t.Errorf("%s selects namespaces by %v (P22)", kubeapi.Describe(o), e)
+			}
+			values, _, _ := unstructured.NestedStringSlice(e, "values")
+			all = append(all, strings.Join(values, " "))
+		}
+		variables, _, _ := unstructured.NestedSlice(o.Object, "spec", "variables")
+		for _, v := range variables {
+			if v := v.(map[string]any); v["name"] == "passedOver" {
+				_, list, _ := strings.Cut(v["expression"].(string), "[")
+				all = append(all, strings.NewReplacer("'", "", ",", "", "]", "").Replace(list))
+			}
+		}
+	}
+	if len(all) != 4 || !strings.Contains(all[0], "kube-system") || !strings.Contains(all[0], system) || !strings.Contains(all[0], "argocd") {
+		t.Fatalf("namespaces: %q", all)
+	}
+	for _, other := range all[1:] {
+		if other != all[0] {
+			t.Errorf("one place says %s\nanother one %s", all[0], other)
+		}
+	}
+}
+
 func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
@@ -632,8 +667,8 @@ func TestClusterWithoutItsGate(t *testing.T) {
 	c.works(t)
 }
 
-// P27: CAs and certificates that live for seconds, two replicas, and Pods created all the while; in the middle
-// somebody deletes the Secret, and somebody empties caBundle's Secret.
+// P27: CAs and certificates that live for seconds, two replicas, and Pods created all the while; then somebody
+// deletes the Secret, and somebody else breaks it.
 func TestCertificatesRotateUnderLoad(t *testing.T) {
 	c := newCluster(t)
 	c.install(t, others)
@@ -649,7 +684,7 @@ func TestCertificatesRotateUnderLoad(t *testing.T) {
 		}
 		return string(s.Data["ca.key"])
 	}
-	stop := c.load(2)
+	stop, stopHandshakes := c.load(2), c.handshakes()
 	for range 2 {
 		before := signer()
 		until(t, "the CA does not rotate", func() bool { return signer() != before && signer() != "" })
@@ -658,12 +693,53 @@ func TestCertificatesRotateUnderLoad(t *testing.T) {
 	check(t, c.admin.CoreV1().Secrets(system).Delete(t.Context(), "omnivision-gate-certificate", metav1.DeleteOptions{}))
 	until(t, "the CA does not change after the Secret was deleted", func() bool { return signer() != before && signer() != "" })
 	stop(t)
+	stopHandshakes(t)
 	s, err := c.admin.CoreV1().Secrets(system).Get(t.Context(), "omnivision-gate-certificate", metav1.GetOptions{})
 	check(t, err)
 	s.Data = map[string][]byte{"ca.crt": []byte("broken")}
 	check(t, second(c.admin.CoreV1().Secrets(system).Update(t.Context(), s, metav1.UpdateOptions{})))
 	until(t, "the broken Secret is not repaired", func() bool { return signer() != "" })
 	c.works(t)
+}
+
+// handshakes opens connection after connection, each by the CAs that the API server has at that moment: the API
+// server itself keeps its connections, and so would hardly notice.
+func (c *cluster) handshakes() (stop func(t *testing.T)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	count := 0
+	go func() {
+		var first error
+		for ctx.Err() == nil {
+			count++
+			if err := c.handshake(); err != nil && first == nil {
+				first = err
+			}
+		}
+		done <- first
+	}()
+	return func(t *testing.T) {
+		t.Helper()
+		cancel()
+		if err := <-done; err != nil || count < 20 {
+			t.Errorf("of %d handshakes the first to fail: %v", count, err)
+		}
+		t.Logf("%d handshakes", count)
+	}
+}
+
+func (c *cluster) handshake() error {
+	hooks, err := c.admin.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(context.Background(), "omnivision-gate", metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(hooks.Webhooks[0].ClientConfig.CABundle)
+	connection, err := tls.DialWithDialer(&net.Dialer{Timeout: patient}, "tcp", c.front.listener.Addr().String(), &tls.Config{RootCAs: roots, ServerName: "127.0.0.1"})
+	if err != nil {
+		return err
+	}
+	return connection.Close()
 }
 
 // Every object of the tree is one that a strict API server takes.
