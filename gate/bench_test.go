@@ -268,7 +268,7 @@ func report(b *testing.B, all []*scenario) {
 		b.ReportMetric(ratio, key+"-p50-x-empty")
 		b.ReportMetric(rate, key+"-rate-x-empty")
 	}
-	b.Log(table.String())
+	fmt.Print(table.String()) // a benchmark's log is cut after ten lines
 }
 
 func met(yes bool) string {

@@ -26,7 +26,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -396,6 +398,7 @@ func TestGateInARealCluster(t *testing.T) {
 	t.Run("ClusterAndRepairAreNotGated", c.testNotGated)
 	t.Run("GuardOfNamespaces", c.testGuardNamespaces)
 	t.Run("GuardOfConfiguration", c.testGuardConfiguration)
+	t.Run("GuardOfPolicies", c.testGuardPolicies)
 	t.Run("BreakGlass", c.testBreakGlass)
 	t.Run("OneLinePerDecision", func(t *testing.T) { testAudit(t, r) })
 	t.Run("RollingUpdateFailsNothing", func(t *testing.T) { c.testRolling(t, r) })
@@ -487,6 +490,7 @@ func (c *cluster) editor(t *testing.T) kubernetes.Interface {
 	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "editor"}, Rules: []rbacv1.PolicyRule{
 		{APIGroups: []string{""}, Resources: []string{"namespaces"}, Verbs: []string{"*"}},
 		{APIGroups: []string{"admissionregistration.k8s.io"}, Resources: []string{"mutatingwebhookconfigurations", "validatingwebhookconfigurations"}, Verbs: []string{"*"}},
+		{APIGroups: []string{"omnivision.ai", "policy.sigstore.dev"}, Resources: []string{"*"}, Verbs: []string{"*"}},
 	}}
 	binding := &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "editor"}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "editor"},
 		Subjects: []rbacv1.Subject{{Kind: "User", APIGroup: rbacv1.GroupName, Name: "alice"}, {Kind: "User", APIGroup: rbacv1.GroupName, Name: argoCD}}}
@@ -570,6 +574,35 @@ func (c *cluster) testGuardConfiguration(t *testing.T) {
 	}))
 	check(t, change(argo, open))
 	check(t, change(c.admin, open))
+}
+
+// The policies' own schemas do not matter here, only who writes them.
+func (c *cluster) testGuardPolicies(t *testing.T) {
+	c.editor(t)
+	for _, kind := range []struct{ group, version, plural, kind string }{
+		{"omnivision.ai", "v1alpha1", "releasepolicies", "ReleasePolicy"},
+		{"policy.sigstore.dev", "v1beta1", "clusterimagepolicies", "ClusterImagePolicy"},
+	} {
+		definition := &unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": map[string]any{"name": kind.plural + "." + kind.group},
+			"spec": map[string]any{"group": kind.group, "scope": "Cluster", "names": map[string]any{"plural": kind.plural, "kind": kind.kind},
+				"versions": []any{map[string]any{"name": kind.version, "served": true, "storage": true, "schema": map[string]any{
+					"openAPIV3Schema": map[string]any{"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}}},
+		}}
+		policy := &unstructured.Unstructured{Object: map[string]any{"apiVersion": kind.group + "/" + kind.version, "kind": kind.kind, "metadata": map[string]any{"name": "platform"}}}
+		check(t, c.apply.Apply(t.Context(), patient, definition, policy))
+		write := func(user string) error {
+			config := rest.CopyConfig(c.config)
+			config.Impersonate = rest.ImpersonationConfig{UserName: user, Groups: []string{"system:authenticated"}}
+			client, err := dynamic.NewForConfig(config)
+			check(t, err)
+			_, err = client.Resource(schema.GroupVersionResource{Group: kind.group, Version: kind.version, Resource: kind.plural}).
+				Patch(t.Context(), "platform", types.MergePatchType, []byte(`{"spec":{"mode":"warn"}}`), metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}})
+			return err
+		}
+		refusedByGuard(t, "alice's "+kind.kind, func() error { return write("alice") })
+		check(t, write(argoCD))
+	}
 }
 
 func (c *cluster) testBreakGlass(t *testing.T) {
