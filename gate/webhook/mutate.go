@@ -1,11 +1,13 @@
 package webhook
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/http"
 	"regexp"
+	"runtime/debug"
 	"strings"
 
 	"gomodules.xyz/jsonpatch/v2"
@@ -41,13 +43,19 @@ func (w *Webhook) mutate(ctx context.Context, body []byte) (*decision, error) {
 	return d, nil
 }
 
-// inject runs the Injectors alone. What goes wrong leaves the Pod as it is, with a warning (P23).
-func (w *Webhook) inject(ctx context.Context, body []byte) (*decision, error) {
+// inject runs the Injectors alone. Whatever goes wrong leaves the Pod as it is, with a warning (P23).
+func (w *Webhook) inject(ctx context.Context, body []byte) (d *decision, _ error) {
 	q, err := decode(body)
 	if err != nil {
-		return nil, err
+		return &decision{review: identify(body), skipped: err, status: http.StatusBadRequest}, nil
 	}
-	d := &decision{review: q}
+	d = &decision{review: q}
+	defer func() {
+		if p := recover(); p != nil {
+			w.audit.Error("panic", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			d = &decision{review: q, skipped: errors.New("injecting failed; the gate's log says why")}
+		}
+	}()
 	if q.Operation != "CREATE" {
 		return d, nil
 	}
@@ -149,14 +157,4 @@ func withDigest(reference, digest string) string {
 		reference += ":latest" // what a reference without a tag means
 	}
 	return reference + "@" + digest
-}
-
-func marshalPatch(patch []operation) ([]byte, error) {
-	var b bytes.Buffer
-	encoder := json.NewEncoder(&b)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(patch); err != nil {
-		return nil, err
-	}
-	return bytes.TrimSpace(b.Bytes()), nil
 }

@@ -476,6 +476,18 @@ func TestInjectionFailsOpenAndMutationDoesNot(t *testing.T) {
 	if r := ask(t, o, MutatePath, create(newPod("a:1"))); r.Allowed || !strings.Contains(r.Result.Message, "no configuration") {
 		t.Errorf("mutate: allowed %t, %+v", r.Allowed, r.Result)
 	}
+	broken := strings.Replace(string(body(t, create(newPod("a:1")))), `"containers":[`, `"containers":"x","y":[`, 1)
+	if status, r := post(t, o, InjectPath, []byte(broken)); status != http.StatusOK || !r.Allowed || r.UID == "" || len(r.Warnings) != 1 {
+		t.Errorf("inject of what cannot be read: status %d, %+v", status, r)
+	}
+	panics := []Mutator{mutator(func(*corev1.Pod) error { panic("oops") })}
+	o = Options{Judge: judge(honest), Mutators: panics, Injectors: panics}
+	if r := ask(t, o, InjectPath, create(newPod("a:1"))); !r.Allowed || r.Patch != nil || len(r.Warnings) != 1 {
+		t.Errorf("inject that panics: %+v", r)
+	}
+	if r := ask(t, o, MutatePath, create(newPod("a:1"))); r.Allowed {
+		t.Error("a mutator that panics admits the Pod")
+	}
 	o = Options{Judge: judge(honest), Injectors: []Mutator{mutator(addSidecar)}}
 	pod := newPod("a:1")
 	if after := patched(t, pod, ask(t, o, InjectPath, create(pod))); len(after.Spec.InitContainers) != 1 || after.Spec.Containers[0].Image != "a:1" {
