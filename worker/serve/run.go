@@ -58,6 +58,10 @@ type Service struct {
 	// terminationGracePeriodSeconds must be longer than both together.
 	DrainTimeout time.Duration
 
+	// IdleTimeout is how long a connection is kept for the next request; 0 is a
+	// minute. Whose caller reuses connections must keep them for longer than it.
+	IdleTimeout time.Duration
+
 	// Background runs beside the servers and ends with them. An error of one
 	// is an error of the program.
 	Background []func(ctx context.Context) error
@@ -86,6 +90,9 @@ func Run(ctx context.Context, s Service) error {
 	}
 
 	main := server(s.Handler, s.Log, requests)
+	if s.IdleTimeout > 0 {
+		main.IdleTimeout = s.IdleTimeout
+	}
 	metrics := server(s.Metrics, s.Log, background)
 	start("serving metrics on "+s.MetricsListener.Addr().String(), func() error { return metrics.Serve(s.MetricsListener) })
 	start("serving on "+s.Listener.Addr().String(), func() error { return main.Serve(s.Listener) })
