@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 
 	"github.com/omnivision/omnivision/gate/certificate"
 	"github.com/omnivision/omnivision/gate/server"
@@ -114,6 +115,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return exitOK
 	}
 	log := slog.New(slog.NewJSONHandler(stdout, &slog.HandlerOptions{Level: o.logLevel})).With("service", "omnivision-gate", "version", build.Version)
+	klog.SetSlogLogger(log) // what Kubernetes' client has to say is JSON as well
 	if err := start(ctx, o, log); err != nil {
 		log.Error("the gate ended", "error", err.Error())
 		return exitFailed
