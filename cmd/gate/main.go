@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -20,8 +21,10 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 
 	"github.com/omnivision/omnivision/gate/certificate"
+	"github.com/omnivision/omnivision/gate/credentials"
 	"github.com/omnivision/omnivision/gate/server"
 	"github.com/omnivision/omnivision/gate/webhook"
 	"github.com/omnivision/omnivision/internal/version"
@@ -48,6 +51,9 @@ type options struct {
 	kubeconfig                 string
 	namespace, service, secret string
 	configuration, instance    string
+	admitted                   string
+	trust                      string
+	google                     bool
 	drainDelay, drainTimeout   time.Duration
 	logLevel                   slog.Level
 	showVersion                bool
@@ -63,7 +69,7 @@ Examples:
   gate --namespace=omnivision-system --service=omnivision-gate
 
   # Outside of the cluster, for trying it; webhooks must then reach this machine by url
-  gate --kubeconfig=$HOME/.kube/config --namespace=omnivision-system --listen=:8443 --log-level=debug
+  gate --kubeconfig=$HOME/.kube/config --namespace=omnivision-system --trust=. --listen=:8443 --log-level=debug
 
 Flags:
 `
@@ -83,6 +89,9 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (options
 	fs.StringVar(&o.service, "service", "omnivision-gate", "`name` of the gate's Service: the certificate is for it")
 	fs.StringVar(&o.secret, "certificate-secret", "omnivision-gate-certificate", "`name` of the Secret that keeps CA and certificate")
 	fs.StringVar(&o.configuration, "webhook-configuration", "omnivision-gate", "`name` of the Mutating- and of the ValidatingWebhookConfiguration that get the CA")
+	fs.StringVar(&o.admitted, "admitted-configmap", "omnivision-gate-admitted", "`name` of the ConfigMap that keeps what this cluster admitted, for outages of the registry")
+	fs.StringVar(&o.trust, "trust", "/etc/omnivision/trust/public:/etc/omnivision/trust/own", "`folders`, with : between them, that may hold the trusted_root.json of a Sigstore whose certificates count; one has to")
+	fs.BoolVar(&o.google, "google", false, "read Artifact Registry as the service account that GKE's metadata server speaks for")
 	fs.StringVar(&o.instance, "instance", getenv("POD_NAME"), "`name` of this replica in Events, by default $POD_NAME")
 	fs.DurationVar(&o.drainDelay, "drain-delay", 10*time.Second, "after SIGTERM, how long to answer reviews while not ready")
 	fs.DurationVar(&o.drainTimeout, "drain-timeout", 30*time.Second, "after that, how long reviews in flight may take; keep the Pod's grace period longer than both")
@@ -114,6 +123,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return exitOK
 	}
 	log := slog.New(slog.NewJSONHandler(stdout, &slog.HandlerOptions{Level: o.logLevel})).With("service", "omnivision-gate", "version", build.Version)
+	klog.SetSlogLogger(log) // what Kubernetes' client has to say is JSON as well
 	if err := start(ctx, o, log); err != nil {
 		log.Error("the gate ended", "error", err.Error())
 		return exitFailed
@@ -133,7 +143,10 @@ func start(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	decides, err := newDeciding(background, config, log)
+	decides, err := newDeciding(decisions{
+		namespace: o.namespace, admitted: o.admitted, trust: filepath.SplitList(o.trust),
+		cloud: credentials.Cloud{AWSRole: os.Getenv("AWS_ROLE_ARN"), AWSTokenFile: os.Getenv("AWS_WEB_IDENTITY_TOKEN_FILE"), Google: o.google},
+	}, config, log)
 	if err != nil {
 		return err
 	}

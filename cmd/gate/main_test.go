@@ -13,7 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/client-go/rest"
+
 	"github.com/omnivision/omnivision/gate"
+	"github.com/omnivision/omnivision/gate/policy"
 )
 
 func none(string) string { return "" }
@@ -67,10 +70,41 @@ func TestDefaultsAreThoseOfTheManifests(t *testing.T) {
 	}
 }
 
-// A gate that knows no policy lets nothing in.
+// A gate that has not read the policies lets nothing in, and takes no traffic.
 func TestGateWithoutPoliciesRefuses(t *testing.T) {
-	if v := (refusing{}).Judge(t.Context(), gate.Image{Reference: "a"}); v.Allowed || len(v.Denials) == 0 {
+	decides, err := newDeciding(decisions{namespace: "x", admitted: "a", trust: []string{t.TempDir()}}, &rest.Config{Host: "127.0.0.1:1"}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := decides.judge.Judge(t.Context(), gate.Image{Reference: "a"}); v.Allowed || len(v.Denials) == 0 {
 		t.Errorf("verdict %+v", v)
+	}
+	if decides.ready() == nil {
+		t.Error("it says that it is ready")
+	}
+}
+
+func TestTrustedRootsOfSeveralFolders(t *testing.T) {
+	full, empty := t.TempDir(), t.TempDir()
+	if _, err := trustedRoots([]string{empty, filepath.Join(empty, "missing")}); err == nil {
+		t.Error("no trusted root at all is no error")
+	}
+	if err := os.WriteFile(filepath.Join(full, trustedRootFile), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if roots, err := trustedRoots([]string{empty, full}); err != nil || len(roots) != 1 || string(roots[0]) != "{}" {
+		t.Errorf("roots are %q, %v", roots, err)
+	}
+}
+
+// The root of the public Sigstore that the tree brings is one that the gate can read.
+func TestThePublicTrustedRootIsRead(t *testing.T) {
+	roots, err := trustedRoots([]string{"../../omnivision-gitops/components/gate/manifests"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := policy.Compile(policy.Sources{TrustedRoots: roots, Namespace: "omnivision-system"}); err != nil {
+		t.Error(err)
 	}
 }
 
