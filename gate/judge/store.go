@@ -28,13 +28,14 @@ type Store interface {
 // admissions are those of this cluster, as far as this replica knows.
 type admissions struct {
 	known *lru.Cache // by key: Admission
+	size  int        // of known, and of what waits to be saved
 
 	mu    sync.Mutex
 	dirty map[key]Admission // not saved yet
 }
 
 func newAdmissions(size int) *admissions {
-	return &admissions{known: lru.New(size), dirty: map[key]Admission{}}
+	return &admissions{known: lru.New(size), size: size, dirty: map[key]Admission{}}
 }
 
 func keyOf(facts verify.Facts) key { return key{facts.Repository, facts.Digest, facts.Key} }
@@ -44,7 +45,9 @@ func (a *admissions) add(facts *verify.Facts, now time.Time) {
 	a.known.Add(keyOf(*facts), admission)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.dirty[keyOf(*facts)] = admission
+	if len(a.dirty) < a.size { // a store that fails for long must not fill the memory
+		a.dirty[keyOf(*facts)] = admission
+	}
 }
 
 // load takes over what was kept, unless something newer is known.
