@@ -217,7 +217,7 @@ func TestOurPoliciesTrustWhomTheFleetTrusts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw, err := os.ReadFile("../../omnivision-gitops/components/policies/cluster-image-policy.yaml")
+	raw, err := os.ReadFile("../../omnivision-gitops/components/policies/manifests/cluster-image-policy.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +260,7 @@ func TestOurPoliciesTrustWhomTheFleetTrusts(t *testing.T) {
 }
 
 func ours(t *testing.T, file string) Document {
-	raw, err := os.ReadFile("../../omnivision-gitops/components/policies/" + file)
+	raw, err := os.ReadFile("../../omnivision-gitops/components/policies/manifests/" + file)
 	if err != nil {
 		t.Fatal(err)
 	}

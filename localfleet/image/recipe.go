@@ -90,6 +90,7 @@ const (
 const (
 	workerImage        = "omnivision-worker"
 	uiImage            = "omnivision-ui"
+	gateImage          = "omnivision-gate"
 	gpuSubstituteImage = "gpu-substitute"
 )
 
@@ -119,6 +120,7 @@ func Catalogue(source string) ([]Recipe, error) {
 		pause(),
 		own(workerImage, "worker", "65532:65532"),
 		own(uiImage, "ui", "65532:65532"),
+		own(gateImage, "gate", "65532:65532"),
 		own(gpuSubstituteImage, "gpu-substitute", "0:0"),
 	}, nil
 }
@@ -290,7 +292,7 @@ func pause() Recipe {
 // Own reports whether a repository, without tag, holds an image of this project.
 func Own(repository string) bool {
 	switch path.Base(repository) {
-	case workerImage, uiImage, gpuSubstituteImage:
+	case workerImage, uiImage, gateImage, gpuSubstituteImage:
 		return true
 	}
 	return false
@@ -310,7 +312,10 @@ func own(image, program, user string) Recipe {
 		},
 		config: v1.Config{User: user, WorkingDir: "/", Entrypoint: []string{"/usr/local/bin/" + program}, Env: []string{defaultPath}},
 	}
-	if image == gpuSubstituteImage {
+	switch image {
+	case gateImage:
+		r.Substitute = image + " is assembled from this source without BuildKit, scan and signature; no gate judges its own namespace"
+	case gpuSubstituteImage:
 		r.Substitute = "GPUs, their device plugin and DCGM's exporter are simulated by cmd/gpu-substitute"
 	}
 	return r

@@ -27,7 +27,7 @@ func TestGateAdmitsWhatTheJobSigned(t *testing.T) {
 		check(t, err)
 		return policy.Document{Name: name, Raw: raw}
 	}
-	const tree = "../../omnivision-gitops/components/policies/"
+	const tree = "../../omnivision-gitops/components/policies/manifests/"
 	set, err := policy.Compile(policy.Sources{
 		TrustedRoots:         [][]byte{read("", f.TrustedRootFile()).Raw},
 		ClusterImagePolicies: []policy.Document{read("release", tree+"cluster-image-policy.yaml")},
