@@ -41,10 +41,10 @@ const (
 	madeRef = "refs/made" // and the commit that is to be pushed
 )
 
-// releaseTrailer ends the message of each commit that a release made, RevertTrailer that of
+// ReleaseTrailer ends the message of each commit that a release made, RevertTrailer that of
 // one that takes an image back.
 const (
-	releaseTrailer = "OmniVision-Release"
+	ReleaseTrailer = "OmniVision-Release"
 	RevertTrailer  = "OmniVision-Revert"
 )
 
@@ -286,7 +286,7 @@ func (r *repository) ours(ctx context.Context, v *view) error {
 		return nil
 	}
 	out, err := r.git.Run(ctx, "log", "--first-parent", "--no-merges", "--max-count=1",
-		"--format=%H %(trailers:key="+releaseTrailer+",key="+RevertTrailer+",valueonly,separator=%x2C)", v.head, "^"+v.base)
+		"--format=%H %(trailers:key="+ReleaseTrailer+",key="+RevertTrailer+",valueonly,separator=%x2C)", v.head, "^"+v.base)
 	if err != nil {
 		return err
 	}
