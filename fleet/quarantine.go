@@ -110,6 +110,7 @@ func AddQuarantine(src []byte, entry Quarantined) ([]byte, error) {
 	if !digestPattern.MatchString(entry.Digest) {
 		return nil, fmt.Errorf("quarantining %q: it is no digest", entry.Digest)
 	}
+	entry.Since = entry.Since.Truncate(time.Second) // as it is written
 	if src == nil {
 		src = []byte(emptyQuarantine)
 	}

@@ -151,7 +151,7 @@ func (s State) deployment() forge.DeploymentState {
 
 // Deployment is the report as a deployment of the source's commit.
 func (a Tell) Deployment(environmentURL string) forge.Deployment {
-	return forge.Deployment{SHA: a.Source, Environment: a.Cluster, State: a.Report.State.deployment(), Description: a.App + " " + a.Release.Tag + " " + a.Report.String(), URL: a.URL, EnvironmentURL: environmentURL}
+	return forge.Deployment{SHA: a.Source, Environment: a.Cluster + "/" + a.App, State: a.Report.State.deployment(), Description: a.App + " " + a.Release.Tag + " " + a.Report.String(), URL: a.URL, EnvironmentURL: environmentURL}
 }
 
 // ParseReport reads a commit status back. What no steward wrote is no report.

@@ -343,7 +343,7 @@ func (p *Proposer) latest(ctx context.Context, branch string) (forge.PullRequest
 		found, err = p.Forge.FindPullRequests(ctx, forge.Query{Head: branch, Base: p.Base, State: forge.All, Limit: 10})
 		return err
 	})
-	found = slices.DeleteFunc(found, func(pr forge.PullRequest) bool { return strings.HasPrefix(pr.Body, duplicateNote) })
+	found = slices.DeleteFunc(found, func(pr forge.PullRequest) bool { return strings.HasPrefix(pr.Body, DuplicateNote) })
 	if err != nil || len(found) == 0 {
 		return forge.PullRequest{}, err
 	}
@@ -436,9 +436,9 @@ func (p *Proposer) show(ctx context.Context, repo *repository, v *view, commit s
 	return p.onlyOne(ctx, pr)
 }
 
-// duplicateNote begins the text of a pull request that was closed for being the second
+// DuplicateNote begins the text of a pull request that was closed for being the second
 // one of its branch. It names no release: nobody rejected one.
-const duplicateNote = "Opened by a release that ran beside another one, whose pull request is "
+const DuplicateNote = "Opened by a release that ran beside another one, whose pull request is "
 
 // onlyOne closes all but the first of the branch's open pull requests: a forge may open
 // two when it is asked twice at the same moment, as Gitea does. Whoever opened the later
@@ -457,7 +457,7 @@ func (p *Proposer) onlyOne(ctx context.Context, pr forge.PullRequest) (forge.Pul
 		if other.Number == first.Number {
 			continue
 		}
-		note := duplicateNote + first.URL
+		note := DuplicateNote + first.URL
 		err := p.ask(ctx, "close duplicate", func() error {
 			if _, err := p.Forge.UpdatePullRequest(ctx, other.Number, forge.Change{Body: &note}); err != nil {
 				return err

@@ -53,8 +53,22 @@ func (r Remote) open(ctx context.Context) (*repository, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a scratch repository: %w", err)
 	}
+	settings, err := r.Settings(ctx)
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	settings = append(settings, git.Setting{Key: "gc.auto", Value: "0"})
+	repo := &repository{git: git.Clean(dir, git.Settings(settings...)...), remote: r}
+	if _, err := repo.git.Run(ctx, "init", "--quiet", "--bare"); err != nil {
+		return nil, errors.Join(err, repo.close())
+	}
+	return repo, nil
+}
+
+// Settings are what Git needs to reach the remote. They hold the token.
+func (r Remote) Settings(ctx context.Context) ([]git.Setting, error) {
 	settings := []git.Setting{
-		{Key: "gc.auto", Value: "0"}, {Key: "safe.directory", Value: "*"},
+		{Key: "safe.directory", Value: "*"},
 		{Key: "http.followRedirects", Value: "false"}, // another host is not to see the token
 	}
 	if r.CAFile != "" {
@@ -63,15 +77,11 @@ func (r Remote) open(ctx context.Context) (*repository, error) {
 	if r.Token != nil {
 		token, err := r.Token(ctx)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("getting the token for %s: %w", r.URL, err), os.RemoveAll(dir))
+			return nil, fmt.Errorf("getting the token for %s: %w", r.URL, err)
 		}
 		settings = append(settings, git.Credential(r.URL, token))
 	}
-	repo := &repository{git: git.Clean(dir, git.Settings(settings...)...), remote: r}
-	if _, err := repo.git.Run(ctx, "init", "--quiet", "--bare"); err != nil {
-		return nil, errors.Join(err, repo.close())
-	}
-	return repo, nil
+	return settings, nil
 }
 
 // identity is whose commits they are.
@@ -304,10 +314,14 @@ func (r *repository) push(ctx context.Context, branch, from, to string) error {
 	return r.classify("pushing "+branch, err)
 }
 
-// classify says whether to look again, to try again, or to give up. What is not
-// recognised is final: Git's messages are for people.
+// classify says whether to look again, to try again, or to give up.
 func (r *repository) classify(op string, err error) error {
-	op += " at " + r.remote.URL
+	return Classify(op+" at "+r.remote.URL, err)
+}
+
+// Classify makes a forge's error of what Git said about its remote. What is not recognised
+// is final: Git's messages are for people.
+func Classify(op string, err error) error {
 	switch {
 	case err == nil:
 		return nil
