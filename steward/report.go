@@ -80,8 +80,8 @@ func (s State) news() bool {
 func (s *story) lateAborts() []Action {
 	var actions []Action
 	for _, abort := range s.here.Aborts {
-		if abort.Digest == s.wanted.Digest || !s.unanswered(abort) {
-			continue
+		if abort.Digest == s.wanted.Digest || !s.unanswered(abort) || s.latest(RevertBranch(s.app.Name, abort.Digest)) != nil {
+			continue // the one who opened its pull request told it
 		}
 		for _, landing := range s.wanted.Before {
 			if landing.Release == abort.Release {

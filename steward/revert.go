@@ -1,7 +1,9 @@
 package steward
 
 import (
+	"cmp"
 	"maps"
+	"path"
 	"slices"
 	"time"
 
@@ -179,9 +181,13 @@ func (s *story) abortOf(digest string) *Abort {
 	return nil
 }
 
+// maxReason is how many characters of a reason go onto the list; the pull request has the rest.
+const maxReason = 300
+
 func (s *story) entry(a Abort) fleet.Quarantined {
+	reason := []rune(cmp.Or(oneLine(a.Evidence.Reason), "its canary was aborted"))
 	return fleet.Quarantined{
-		Digest: a.Digest, App: s.app.Name, Version: a.Tag, Cluster: s.Cluster,
-		Reason: oneLine(a.Evidence.Reason), Since: a.At.UTC().Truncate(time.Second),
+		Digest: a.Digest, App: path.Base(s.app.Repository), Version: a.Tag, Cluster: s.Cluster,
+		Reason: string(reason[:min(len(reason), maxReason)]), Since: a.At.UTC().Truncate(time.Second),
 	}
 }

@@ -64,7 +64,9 @@ func (s *Steward) Step(ctx context.Context) (Result, error) {
 		err := s.do(ctx, action)
 		switch {
 		case err == nil:
-			result.Done++
+			if _, repeated := action.(Comment); !repeated { // the forge knows whether it is there already
+				result.Done++
+			}
 			s.log().InfoContext(ctx, "done", "action", action.String())
 		case errors.Is(err, forge.Conflict):
 			result.Again = true

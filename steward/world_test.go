@@ -106,7 +106,7 @@ func newWorld(seed uint64) *world {
 
 func (w *world) makeFleet(size int) {
 	waves := 1 + w.random.IntN(min(size, 4))
-	w.fleet = &fleet.Fleet{Apps: []fleet.App{{Name: simulatedApp}}}
+	w.fleet = &fleet.Fleet{Apps: []fleet.App{{Name: simulatedApp, Repository: simulatedApp}}}
 	for i := range size {
 		wave := 1 + i*waves/size
 		name := fmt.Sprintf("c%02d", i)
