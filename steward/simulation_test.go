@@ -5,9 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,7 +16,7 @@ import (
 
 var (
 	seedFlag      = flag.Uint64("seed", 0, "run this one history of the simulation, and print its trace")
-	historiesFlag = flag.Int("histories", 0, "how many histories to simulate; 0 is 200, or $OMNIVISION_HISTORIES")
+	historiesFlag = flag.Int("histories", 200, "how many histories to simulate")
 )
 
 // simulate runs one history: trouble for some hours, then quiet until nothing moves, and
@@ -287,16 +285,6 @@ func (w *world) reasonToStay(app App, next []fleet.Cluster, r fleet.Release) boo
 	})
 }
 
-func histories(t *testing.T) int {
-	if *historiesFlag > 0 {
-		return *historiesFlag
-	}
-	if n, err := strconv.Atoi(os.Getenv("OMNIVISION_HISTORIES")); err == nil && n > 0 {
-		return n
-	}
-	return 200
-}
-
 func report(t *testing.T, seed uint64, w *world) {
 	t.Helper()
 	t.Errorf("seed %d: %v\nrepeat it with: go test ./steward -run TestFleetOfStewards -seed %d\n%s", seed, w.broken, seed, strings.Join(w.trace, "\n"))
@@ -314,7 +302,7 @@ func TestFleetOfStewards(t *testing.T) {
 		return
 	}
 	aborts, reverts, waves := 0, 0, 0
-	for seed := range uint64(histories(t)) {
+	for seed := range uint64(max(*historiesFlag, 1)) {
 		w := simulate(seed+1, nil)
 		if w.broken != nil {
 			report(t, seed+1, w)
@@ -331,9 +319,20 @@ func TestFleetOfStewards(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d histories with %d aborts, %d reverts and %d further waves", histories(t), aborts, reverts, waves)
+	t.Logf("%d histories with %d aborts, %d reverts and %d further waves", *historiesFlag, aborts, reverts, waves)
 	if aborts == 0 || reverts == 0 || waves == 0 {
 		t.Error("the histories try nothing")
+	}
+}
+
+// BenchmarkTenThousandHistories is the same at length; make bench runs it.
+func BenchmarkTenThousandHistories(b *testing.B) {
+	for b.Loop() {
+		for seed := range uint64(10_000) {
+			if w := simulate(seed+1, nil); w.broken != nil {
+				b.Fatalf("seed %d: %v\n%s", seed+1, w.broken, strings.Join(w.trace, "\n"))
+			}
+		}
 	}
 }
 
