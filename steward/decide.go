@@ -2,6 +2,7 @@ package steward
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/omnivision/omnivision/conveyor/propose"
@@ -67,8 +68,9 @@ func (v View) of(app fleet.App) *story {
 
 // RevertBranch is the one branch of an image that is taken back.
 func RevertBranch(app, digest string) string {
-	const algorithm, digits = len("sha256:"), 12
-	return "revert/" + app + "/" + digest[algorithm:min(algorithm+digits, len(digest))]
+	const digits = 12
+	hex := strings.TrimPrefix(digest, "sha256:")
+	return "revert/" + app + "/" + hex[:min(digits, len(hex))]
 }
 
 // open returns the open pull request of a branch; latest the newest there ever was.
