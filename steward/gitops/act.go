@@ -30,7 +30,7 @@ func (r *Repository) Do(ctx context.Context, action steward.Action) error {
 		_, err := r.Forge.MergePullRequest(ctx, a.Pull.Number, forge.Merge{HeadSHA: a.Pull.Head, Title: fmt.Sprintf("%s (#%d)", a.Pull.Title, a.Pull.Number), Message: a.Pull.Body})
 		return err
 	case steward.Comment:
-		_, err := r.Forge.Comment(ctx, a.Pull.Number, a.Marker, forge.Mark(a.Marker, a.Body))
+		_, err := r.Forge.Comment(ctx, a.Pull.Number, a.Marker, a.Body)
 		return err
 	case steward.Tell:
 		return r.tell(ctx, a)

@@ -76,13 +76,15 @@ func (r *Repository) read(ctx context.Context, base string) error {
 // pulls lists the pull requests by app, and the sources that their texts name.
 func (r *Repository) pulls(ctx context.Context, heads map[string]string) (map[string][]steward.Pull, map[string]string, error) {
 	const enough = 100
-	open, err := r.Forge.FindPullRequests(ctx, forge.Query{Base: r.Base, State: forge.Open, Limit: enough})
-	if err != nil {
-		return nil, nil, err
-	}
 	recent, err := r.Forge.FindPullRequests(ctx, forge.Query{Base: r.Base, State: forge.All, Limit: enough})
 	if err != nil {
 		return nil, nil, err
+	}
+	open := slices.DeleteFunc(slices.Clone(recent), func(pr forge.PullRequest) bool { return pr.State != forge.Open })
+	if len(recent) == enough { // there may be older ones that are open
+		if open, err = r.Forge.FindPullRequests(ctx, forge.Query{Base: r.Base, State: forge.Open, Limit: enough}); err != nil {
+			return nil, nil, err
+		}
 	}
 	found, sources, latest := map[string][]steward.Pull{}, map[string]string{}, map[string]bool{}
 	for _, pr := range append(open, slices.DeleteFunc(recent, func(pr forge.PullRequest) bool { return pr.State == forge.Open })...) {
