@@ -53,7 +53,7 @@ RACETEST = CGO_ENABLED=1 $(GOTEST) -race -ldflags=-extldflags=-Wl,-z,lazy
 
 # What runs goroutines of its own and does not import the Kubernetes libraries,
 # which take as long to compile for the race detector as all else together.
-RACELIGHT := ./worker/... ./ui/... ./cmd/worker ./cmd/ui ./forge/... ./steward ./steward/gitops ./steward/notify \
+RACELIGHT := ./worker/... ./ui/... ./cmd/worker ./cmd/ui ./forge/... \
 	./localfleet/engine ./localfleet/story ./localfleet/process
 
 .PHONY: race

@@ -2,6 +2,7 @@ package gitops
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -267,5 +268,47 @@ func TestLiftedQuarantineIsReadFromHistory(t *testing.T) {
 	w := git.Apps[app].Wanted["cluster-aws"]
 	if w.Release != build(1) || len(w.Before) != 1 || w.Since.IsZero() {
 		t.Errorf("wanted is %+v", w)
+	}
+}
+
+// downForge does not answer, for as long as it is down.
+type downForge struct {
+	*fakeForge
+	down bool
+}
+
+func (f *downForge) FindPullRequests(ctx context.Context, q forge.Query) ([]forge.PullRequest, error) {
+	if f.down {
+		return nil, &forge.Error{Code: forge.Unavailable, Op: "find pull requests"}
+	}
+	return f.fakeForge.FindPullRequests(ctx, q)
+}
+
+func TestAbortWhileTheForgeIsDownReachesGitWhenItIsBack(t *testing.T) {
+	b := newBench(t)
+	b.release("cluster-aws", build(2))
+	down := &downForge{fakeForge: b.fakeForge, down: true}
+	here := aborted(build(2), build(1), b.now)
+	s := &steward.Steward{
+		Name: "cluster-aws", Cluster: here, Log: slog.New(slog.DiscardHandler),
+		Repository: &Repository{Forge: down, Base: "main", Dir: t.TempDir(), Remote: propose.Remote{URL: b.bare}},
+	}
+	for range 3 {
+		if _, err := s.Step(t.Context()); !errors.Is(err, forge.Unavailable) {
+			t.Fatalf("while it is down the step says %v", err)
+		}
+	}
+	down.down = false
+	// Meanwhile a person released something newer over it: only the analysis tells of the abort.
+	b.release("cluster-aws", build(3))
+	rollout := here[app]
+	rollout.Spec, rollout.Phase, rollout.Aborts[0].Live = build(3), steward.Progressing, false
+	here[app] = rollout
+	if _, err := s.Step(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	open := b.open()
+	if len(open) != 1 || run(t, b.bare, "diff", "--name-only", "main", open[0].Head) != fleet.QuarantineFile {
+		t.Errorf("open are %+v: it is to quarantine build 2, and to leave build 3 alone", open)
 	}
 }
