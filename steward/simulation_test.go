@@ -109,6 +109,9 @@ func (w *world) people() {
 	if w.chance(0.03) && len(w.main.quarantine) > 0 {
 		w.lift()
 	}
+	if w.lax && w.chance(0.03) && len(w.main.quarantine) > 0 {
+		w.bringBack()
+	}
 	for _, p := range w.pulls {
 		if p.State != forge.Open {
 			continue
@@ -181,6 +184,16 @@ func (w *world) lift() {
 	w.conveyor(wants)
 }
 
+// bringBack writes a quarantined image into a cluster's file, as somebody does who reverts the
+// revert where nothing checks it.
+func (w *world) bringBack() {
+	entry := w.main.quarantine[w.random.IntN(len(w.main.quarantine))]
+	wants := maps.Clone(w.main.wants)
+	name := w.clusters[w.random.IntN(len(w.clusters))].name
+	wants[name] = fleet.Release{Tag: entry.Version, Digest: entry.Digest}
+	w.land("a person brings "+entry.Version+" back to "+name, wants, w.main.quarantine)
+}
+
 // edit pushes a person's commit to a branch.
 func (w *world) edit(p *Pull) {
 	b := *w.branches[p.Branch]
@@ -231,6 +244,9 @@ func (w *world) checkEnd() {
 		}
 	}
 	for _, c := range w.clusters {
+		if r := w.main.wants[c.name]; w.main.quarantine.Has(r.Digest) {
+			w.violated("%s still wants %s, which is quarantined", c.name, r.Tag)
+		}
 		if want := w.main.wants[c.name]; c.phase != Healthy || c.spec != want {
 			w.violated("%s is %s with %s, and Git wants %s", c.name, c.phase, c.spec.Tag, want.Tag)
 		}
@@ -363,8 +379,11 @@ func TestSimulationFindsFlaws(t *testing.T) {
 			v.Git.Quarantine = nil
 			return Decide(v)
 		}, 100},
-		{"aborts are not taken back", "", func(v View) []Action {
+		{"aborts are not taken back", "nobody took", func(v View) []Action {
 			return slices.DeleteFunc(Decide(v), func(a Action) bool { p, ok := a.(Propose); return ok && p.Kind == Revert })
+		}, 0},
+		{"what is quarantined and wanted all the same stays", "still wants", func(v View) []Action {
+			return slices.DeleteFunc(Decide(v), func(a Action) bool { p, ok := a.(Propose); return ok && p.Kind == Revert && p.Entry == nil })
 		}, 0},
 		{"aborts of the past are forgotten", "nobody took", func(v View) []Action {
 			here := v.Here[simulatedApp]

@@ -59,6 +59,7 @@ type world struct {
 	bad       map[string]map[string]bool // digest to the clusters whose canary notices
 	down      time.Time                  // until when the forge is
 	faults    bool
+	lax       bool // main takes merges of branches that are behind it, checked or not
 	view      *Git // of now; nil after a change
 	old       []*Git
 	trace     []string
@@ -84,7 +85,7 @@ func newWorld(seed uint64) *world {
 	w := &world{
 		random: rand.New(rand.NewPCG(seed, 42)), now: time.Date(2026, 11, 27, 0, 0, 0, 0, time.UTC), //nolint:gosec // it must repeat
 		wanted: map[string]Wanted{}, lifted: map[string]time.Time{}, ever: map[string]bool{}, mentioned: map[string]bool{},
-		branches: map[string]*branch{}, reports: map[string]Report{}, told: map[string]bool{}, bad: map[string]map[string]bool{}, faults: true,
+		branches: map[string]*branch{}, reports: map[string]Report{}, told: map[string]bool{}, bad: map[string]map[string]bool{}, faults: true, lax: seed%4 == 3,
 	}
 	size := 1 + w.random.IntN(5)
 	switch {
@@ -174,7 +175,7 @@ func (w *world) land(what string, wants map[string]fleet.Release, quarantine fle
 	}
 	w.main, w.view = next, nil
 	for name, r := range wants {
-		if quarantine.Has(r.Digest) {
+		if quarantine.Has(r.Digest) && !w.lax {
 			w.violated("%s wants %s, which is quarantined", name, r.Tag)
 		}
 	}
@@ -192,13 +193,16 @@ func (b *branch) valid() bool {
 
 // merge takes a pull request in, if the protection lets it.
 func (w *world) merge(p *Pull, who string) error {
-	b := w.branches[p.Branch]
 	switch {
 	case p.State == forge.Merged:
 		return nil
 	case p.State != forge.Open:
 		return &forge.Error{Code: forge.Conflict, Op: "merge"}
-	case b.base != w.main.id || !b.valid():
+	case w.lax:
+		w.update(p)
+	}
+	b := w.branches[p.Branch]
+	if b.base != w.main.id || !b.valid() && !w.lax {
 		return &forge.Error{Code: forge.NotReady, Op: "merge"}
 	}
 	w.checkWaves(p, b)
