@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -182,6 +183,8 @@ spec: {nodeName: gpu-0, containers: [{name: worker, image: "registry.example.com
 	fault := steward.Isolate{Fault: steward.Fault{Node: "gpu-0", Pod: "worker-bbb-1", Xid: "79"}}
 	forbidden(t, "cordoning without the right", cluster.Do(ctx, fault))
 
+	replicasTakeTurns(t, ctx, as)
+
 	grant(true)
 	until(t, ctx, "cordoning with the right", func() bool { return cluster.Do(ctx, fault) == nil })
 	must(t, cluster.Do(ctx, steward.Resume{App: "omnivision-worker", Rollout: "worker"}))
@@ -198,6 +201,43 @@ spec: {nodeName: gpu-0, containers: [{name: worker, image: "registry.example.com
 	}
 	_, err = own.Resource(rollouts).Namespace("omnivision").Patch(ctx, "worker", types.MergePatchType, []byte(`{"spec":{"paused":true}}`), metav1.PatchOptions{})
 	forbidden(t, "changing a Rollout's spec with the right to drain", err)
+}
+
+// replicasTakeTurns holds that one acts at a time, and that the next one follows at once when
+// it ends.
+func replicasTakeTurns(t *testing.T, ctx context.Context, as *rest.Config) {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	first, end := context.WithCancel(ctx)
+	acting, ended := make(chan string, 2), make(chan error, 2)
+	replica := func(ctx context.Context, name string) {
+		ended <- elected(ctx, as, options{leaseNamespace: "omnivision-system", identity: name}, log, func(ctx context.Context) error {
+			acting <- name
+			<-ctx.Done()
+			return nil
+		})
+	}
+	next := func(want string) {
+		t.Helper()
+		select {
+		case got := <-acting:
+			if got != want {
+				t.Errorf("%s acts, want %s", got, want)
+			}
+		case <-ctx.Done():
+			t.Fatalf("%s is never elected: %v", want, ctx.Err())
+		}
+	}
+	go replica(first, "a")
+	next("a")
+	second, endSecond := context.WithCancel(ctx)
+	defer endSecond()
+	go replica(second, "b")
+	end()
+	must(t, <-ended)
+	next("b")
+	endSecond()
+	must(t, <-ended)
 }
 
 func forbidden(t *testing.T, what string, err error) {

@@ -149,7 +149,7 @@ func (p *proxy) query(ctx context.Context, address, query string) ([]string, err
 		return nil, fmt.Errorf("%s does not answer like Prometheus", address)
 	}
 	if answer.Status != "success" {
-		return nil, fmt.Errorf("Prometheus: %s", answer.Error) //nolint:staticcheck // a name
+		return nil, fmt.Errorf("refused by Prometheus: %s", answer.Error)
 	}
 	values := []string{}
 	for _, r := range answer.Data.Result {

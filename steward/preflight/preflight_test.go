@@ -56,7 +56,7 @@ func TestCheckAsksWhatTheAnalysisAsks(t *testing.T) {
 		{"all is there", map[string]string{presence: some, errors: some}, false, "worker-reports      2 "},
 		{"no errors yet", map[string]string{presence: some, errors: none}, false, "worker-cuda-errors  no data"},
 		{"no exporter", map[string]string{presence: none, errors: none}, true, "worker-reports      NO DATA"},
-		{"a query that does not parse", map[string]string{presence: some, errors: `{"status":"error","errorType":"bad_data","error":"parse error"}`}, true, "ERROR: Prometheus: parse error"},
+		{"a query that does not parse", map[string]string{presence: some, errors: `{"status":"error","errorType":"bad_data","error":"parse error"}`}, true, "ERROR: refused by Prometheus: parse error"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			report, err := Check(t.Context(), server(t, test.answers), "cluster-aws", "omnivision")
