@@ -163,3 +163,20 @@ func FuzzTrailer(f *testing.F) {
 		RevertBranch(app, r.Digest)
 	})
 }
+
+// Found by the simulation with seed 4699: a no to the pull request left a quarantined image
+// wanted for ever.
+func TestPersonsNoDoesNotKeepAQuarantinedImage(t *testing.T) {
+	v, one, second := two()
+	v.Git.Quarantine = fleet.Quarantine{{Digest: second.Digest, Cluster: "a"}}
+	app := v.Git.Apps[simulatedApp]
+	app.Pulls = []Pull{{Number: 1, Branch: RevertBranch(simulatedApp, second.Digest), Kind: Revert, Release: second, State: forge.Closed, Updated: noon}}
+	v.Git.Apps[simulatedApp] = app
+	if found := proposals(v); len(found) != 0 {
+		t.Errorf("at once proposed is %+v", found)
+	}
+	v.Now = noon.Add(ReopenAfter)
+	if found := proposals(v); len(found) != 1 || found[0].Entry != nil || found[0].Set["a"] != one || found[0].Set["b"] != one {
+		t.Errorf("later proposed is %+v", found)
+	}
+}

@@ -76,7 +76,7 @@ func (s *story) takeBackOne(bad fleet.Release) []Action {
 			return nil
 		}
 		return []Action{Withdraw{*pull, "Git has it already: " + bad.Tag + " is quarantined, and no cluster is told to run it."}}
-	case !possible || s.refused(branch, abort):
+	case !possible || s.refused(branch, abort != nil && abort.Live || change.Entry == nil):
 		return nil
 	case pull == nil || !pull.Foreign && !s.shows(pull, change):
 		return []Action{change}
@@ -146,13 +146,14 @@ func (s *story) lastGood(cluster string, pull *Pull) (fleet.Release, bool) {
 }
 
 // refused reports whether a person's no to the pull request has to be respected: for good if
-// the canary is over, and for a while if the Rollout is still aborted.
-func (s *story) refused(branch string, abort *Abort) bool {
+// the canary is over, and for a while if the matter stands: the Rollout is still aborted, or
+// Git wants what it quarantines, for which lifting is the way.
+func (s *story) refused(branch string, stands bool) bool {
 	last := s.latest(branch)
 	if last == nil || last.State != forge.Closed || last.Withdrawn {
 		return false
 	}
-	return abort == nil || !abort.Live || s.Now.Sub(last.Updated) < ReopenAfter
+	return !stands || s.Now.Sub(last.Updated) < ReopenAfter
 }
 
 // shows reports whether a pull request is just this change.
