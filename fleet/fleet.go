@@ -40,14 +40,15 @@ const (
 
 // Fleet is the content of fleet.yaml.
 type Fleet struct {
-	APIVersion string    `yaml:"apiVersion"`
-	Kind       string    `yaml:"kind"`
-	Repository string    `yaml:"repository"` // clone URL of the GitOps repository
-	Branch     string    `yaml:"branch"`     // the branch that clusters follow
-	Chart      Chart     `yaml:"chart"`
-	Release    Signer    `yaml:"release"`
-	Clusters   []Cluster `yaml:"clusters"`
-	Apps       []App     `yaml:"apps"`
+	APIVersion string     `yaml:"apiVersion"`
+	Kind       string     `yaml:"kind"`
+	Repository string     `yaml:"repository"` // clone URL of the GitOps repository
+	Branch     string     `yaml:"branch"`     // the branch that clusters follow
+	Chart      Chart      `yaml:"chart"`
+	Release    Signer     `yaml:"release"`
+	Clusters   []Cluster  `yaml:"clusters"`
+	Handovers  []Handover `yaml:"waves"`
+	Apps       []App      `yaml:"apps"`
 }
 
 // Chart is where the platform's chart is published; the version is each cluster's own.
@@ -89,9 +90,10 @@ func (c Cluster) PlatformFile() string { return path.Join(c.Dir(), "platform.yam
 
 // App is one image that is released on its own.
 type App struct {
-	Name       string `yaml:"name"`
-	Repository string `yaml:"repository"` // below a cluster's image registry
-	ValuePath  string `yaml:"valuePath"`  // key of the chart's values, dotted
+	Name       string  `yaml:"name"`
+	Repository string  `yaml:"repository"` // below a cluster's image registry
+	ValuePath  string  `yaml:"valuePath"`  // key of the chart's values, dotted
+	AutoMerge  []Merge `yaml:"autoMerge"`  // pull requests that the steward merges by itself
 }
 
 // ValuesFile holds what the app wants in every cluster.
@@ -324,6 +326,7 @@ func (f *Fleet) check(doc *yaml.Node) []Problem {
 		}
 		seen["app/"+a.Name] = true
 	}
+	f.checkHandovers(report)
 	slices.SortStableFunc(problems, func(a, b Problem) int { return a.Line - b.Line })
 	return problems
 }

@@ -36,6 +36,7 @@ func Validate(tree fs.FS) []Problem {
 		v.overrides(c)
 		v.cluster(c)
 	}
+	v.quarantined()
 	return v.sorted()
 }
 

@@ -102,6 +102,19 @@ func (g gitops) edit(t testing.TB, path, old, new, message string) string {
 	return g.push(t, "main", message)
 }
 
+// write makes a file of main, and pushes that.
+func (g gitops) write(t testing.TB, path, content, message string) {
+	t.Helper()
+	file := filepath.Join(g.clone, path)
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	g.push(t, "main", message)
+}
+
 func (g gitops) head(t testing.TB, branch string) string {
 	t.Helper()
 	sha, err := tryGit(g.bare, "rev-parse", "--verify", "--quiet", "refs/heads/"+branch)

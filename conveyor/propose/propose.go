@@ -11,7 +11,8 @@
 // the branch and the forge alone, so every call may be repeated, and several may run at
 // once: a push is refused by Git when the branch has moved, and then all is looked at
 // anew. A build never replaces a newer one (P42), and one that was taken out of Git, or
-// whose pull request a person closed, is not proposed again by itself (P43).
+// whose pull request a person closed, is not proposed again by itself; one that is
+// quarantined is not proposed at all (P43).
 package propose
 
 import (
@@ -107,6 +108,9 @@ var (
 	ErrTakenBack = errors.New("this image was in Git and was taken out again")
 	// ErrRejected says that a person closed the pull request of this release.
 	ErrRejected = errors.New("the pull request of this release was closed without a merge")
+	// ErrQuarantined says that a canary condemned this image. Asking again is no way
+	// around it: the entry has to be lifted first (P14).
+	ErrQuarantined = errors.New("this image is quarantined")
 	// ErrForeign says that the branch holds commits that no release made.
 	ErrForeign = errors.New("the branch holds somebody else's commits")
 )
@@ -116,11 +120,7 @@ func Branch(app string, wave int) string { return fmt.Sprintf("release/%s/wave-%
 
 // Propose makes the state of the repository and the forge be as the request says.
 func (p *Proposer) Propose(ctx context.Context, r Request) (Result, error) {
-	patience := p.Patience
-	if patience == 0 {
-		patience = 3 * time.Minute
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not done within %s", patience))
+	ctx, cancel := p.limit(ctx)
 	defer cancel()
 	result, err := p.propose(ctx, r)
 	if err != nil {
@@ -185,15 +185,16 @@ func (p *Proposer) attempt(ctx context.Context, repo *repository, r Request) (Re
 
 // view is the state of the world that a proposal is decided from.
 type view struct {
-	branch   string
-	base     string // commit of the base
-	head     string // commit of the branch; empty if there is none
-	app      fleet.App
-	clusters []string
-	released map[string]fleet.Release // on the base, by cluster
-	proposed map[string]fleet.Release // on the branch, by cluster; nil if there is none
-	files    map[string][]byte        // with the new release, by path
-	latest   forge.PullRequest        // newest that was ever opened from the branch; number 0 if none was
+	branch    string
+	base      string // commit of the base
+	head      string // commit of the branch; empty if there is none
+	app       fleet.App
+	clusters  []string
+	released  map[string]fleet.Release // on the base, by cluster
+	proposed  map[string]fleet.Release // on the branch, by cluster; nil if there is none
+	files     map[string][]byte        // with the new release, by path
+	condemned fleet.Quarantine         // on the base
+	latest    forge.PullRequest        // newest that was ever opened from the branch; number 0 if none was
 }
 
 func (p *Proposer) look(ctx context.Context, repo *repository, r Request) (*view, error) {
@@ -225,6 +226,9 @@ func (p *Proposer) look(ctx context.Context, repo *repository, r Request) (*view
 		return nil, err
 	}
 	if v.files, err = edited(tree, v.app, v.clusters, r.Release); err != nil {
+		return nil, err
+	}
+	if v.condemned, err = fleet.ReadQuarantine(tree); err != nil {
 		return nil, err
 	}
 	if v.head != "" {
@@ -282,6 +286,9 @@ func (p *Proposer) decide(ctx context.Context, v *view, r Request) (Result, erro
 		result.State = Released
 		return result, p.retire(ctx, v)
 	}
+	if entry, ok := v.condemned.Find(r.Release.Digest); ok {
+		return Result{}, fmt.Errorf("%w since its canary in %s: %s; release another build, or lift the entry in %s", ErrQuarantined, entry.Cluster, entry.Reason, fleet.QuarantineFile)
+	}
 	if v.live() && v.proposed != nil {
 		// Another image under the same tag is replaced here: nobody runs it yet.
 		if newer, err := newest(v.proposed, r.Release); err == nil && newer != "" {
@@ -336,7 +343,7 @@ func (p *Proposer) latest(ctx context.Context, branch string) (forge.PullRequest
 		found, err = p.Forge.FindPullRequests(ctx, forge.Query{Head: branch, Base: p.Base, State: forge.All, Limit: 10})
 		return err
 	})
-	found = slices.DeleteFunc(found, func(pr forge.PullRequest) bool { return strings.HasPrefix(pr.Body, duplicateNote) })
+	found = slices.DeleteFunc(found, func(pr forge.PullRequest) bool { return strings.HasPrefix(pr.Body, DuplicateNote) })
 	if err != nil || len(found) == 0 {
 		return forge.PullRequest{}, err
 	}
@@ -388,7 +395,7 @@ func (p *Proposer) push(ctx context.Context, repo *repository, v *view, r Reques
 			return "", fmt.Errorf("describing the release: %w", err)
 		}
 	}
-	commit, err := repo.commit(ctx, v, r)
+	commit, err := repo.commit(ctx, v, r.message(v), r.Time)
 	if err != nil || commit == v.head {
 		return commit, err
 	}
@@ -429,9 +436,9 @@ func (p *Proposer) show(ctx context.Context, repo *repository, v *view, commit s
 	return p.onlyOne(ctx, pr)
 }
 
-// duplicateNote begins the text of a pull request that was closed for being the second
+// DuplicateNote begins the text of a pull request that was closed for being the second
 // one of its branch. It names no release: nobody rejected one.
-const duplicateNote = "Opened by a release that ran beside another one, whose pull request is "
+const DuplicateNote = "Opened by a release that ran beside another one, whose pull request is "
 
 // onlyOne closes all but the first of the branch's open pull requests: a forge may open
 // two when it is asked twice at the same moment, as Gitea does. Whoever opened the later
@@ -450,7 +457,7 @@ func (p *Proposer) onlyOne(ctx context.Context, pr forge.PullRequest) (forge.Pul
 		if other.Number == first.Number {
 			continue
 		}
-		note := duplicateNote + first.URL
+		note := DuplicateNote + first.URL
 		err := p.ask(ctx, "close duplicate", func() error {
 			if _, err := p.Forge.UpdatePullRequest(ctx, other.Number, forge.Change{Body: &note}); err != nil {
 				return err

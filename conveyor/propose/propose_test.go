@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -595,5 +596,66 @@ func TestInterruptedProposalEndsAtOnce(t *testing.T) {
 	}
 	if _, err := w.proposer().Propose(ctx, request(57)); !errors.Is(err, context.Canceled) {
 		t.Errorf("error is %v", err)
+	}
+}
+
+func TestQuarantinedImageIsNotProposed(t *testing.T) {
+	w := newWorld(t)
+	list, err := fleet.AddQuarantine(nil, fleet.Quarantined{Digest: digestOf(57), App: app, Version: "0.1.0-57", Cluster: "cluster-aws", Reason: "Xid 31", Since: time.Unix(0, 0)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.write(t, fleet.QuarantineFile, string(list), "Quarantine 57")
+	again := request(57)
+	again.Again = true
+	for _, r := range []Request{request(57), again} {
+		if _, err := w.proposer().Propose(t.Context(), r); !errors.Is(err, ErrQuarantined) || !strings.Contains(err.Error(), "Xid 31") {
+			t.Errorf("proposing it (again: %v) gives %v", r.Again, err)
+		}
+	}
+	if len(w.forge.open()) != 0 || w.head(t, branch) != "" {
+		t.Errorf("open are %+v", w.forge.open())
+	}
+	w.propose(t, request(58))
+	w.wantProposal(t, 58)
+}
+
+func TestFilesAreProposedOnceAndMoveWithTheBase(t *testing.T) {
+	w := newWorld(t)
+	const name = "revert/omnivision-worker/000000000039"
+	files := func() Files {
+		return Files{
+			Branch: name, Base: w.head(t, "main"), Title: "Take it back", Body: "Because.\n\n" + RevertTrailer + ": " + app + " 0.1.0-57 " + digestOf(57), Time: time.Unix(1_800_000_000, 0),
+			Edit: func(fs.FS) (map[string][]byte, error) {
+				return map[string][]byte{fleet.QuarantineFile: []byte("spec: {}\n"), release: []byte("aiWorker: {}\n")}, nil
+			},
+		}
+	}
+	first, err := w.proposer().ProposeFiles(t.Context(), files())
+	if err != nil {
+		t.Fatal(err)
+	}
+	writes := w.forge.writes
+	if again, err := w.proposer().ProposeFiles(t.Context(), files()); err != nil || again.Commit != first.Commit || w.forge.writes != writes {
+		t.Errorf("again it is %+v, not %+v, with %d writes: %v", again, first, w.forge.writes-writes, err)
+	}
+	stale := files()
+	w.edit(t, "README.md", "#", "# ", "Unrelated")
+	if _, err := w.proposer().ProposeFiles(t.Context(), stale); !errors.Is(err, forge.Conflict) {
+		t.Errorf("on a base that moved: %v", err)
+	}
+	moved, err := w.proposer().ProposeFiles(t.Context(), files())
+	if err != nil || moved.Number != first.Number || w.git(t, w.bare, "rev-parse", name+"^") != w.head(t, "main") {
+		t.Errorf("after the base moved it is %+v: %v", moved, err)
+	}
+	if got := w.git(t, w.bare, "diff", "--name-only", "main", name); got != release+"\n"+fleet.QuarantineFile {
+		t.Errorf("it changes %q", got)
+	}
+	w.git(t, w.clone, "fetch", "--quiet", "origin")
+	w.git(t, w.clone, "checkout", "--quiet", "-B", "mine", "origin/"+name)
+	w.push(t, name, "A person's commit")
+	w.edit(t, "README.md", "#", "# ", "Unrelated again")
+	if _, err := w.proposer().ProposeFiles(t.Context(), files()); !errors.Is(err, ErrForeign) {
+		t.Errorf("over a person's commit: %v", err)
 	}
 }

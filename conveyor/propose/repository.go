@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing/fstest" // the one in-memory fs.FS of the standard library
+	"time"
 
 	"github.com/omnivision/omnivision/forge"
 	"github.com/omnivision/omnivision/internal/git"
@@ -40,16 +41,34 @@ const (
 	madeRef = "refs/made" // and the commit that is to be pushed
 )
 
-// releaseTrailer ends the message of each commit that a release made.
-const releaseTrailer = "OmniVision-Release"
+// ReleaseTrailer ends the message of each commit that a release made, RevertTrailer that of
+// one that takes an image back.
+const (
+	ReleaseTrailer = "OmniVision-Release"
+	RevertTrailer  = "OmniVision-Revert"
+)
 
 func (r Remote) open(ctx context.Context) (*repository, error) {
 	dir, err := os.MkdirTemp("", "omnivision-propose-")
 	if err != nil {
 		return nil, fmt.Errorf("making a scratch repository: %w", err)
 	}
+	settings, err := r.Settings(ctx)
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	settings = append(settings, git.Setting{Key: "gc.auto", Value: "0"})
+	repo := &repository{git: git.Clean(dir, git.Settings(settings...)...), remote: r}
+	if _, err := repo.git.Run(ctx, "init", "--quiet", "--bare"); err != nil {
+		return nil, errors.Join(err, repo.close())
+	}
+	return repo, nil
+}
+
+// Settings are what Git needs to reach the remote. They hold the token.
+func (r Remote) Settings(ctx context.Context) ([]git.Setting, error) {
 	settings := []git.Setting{
-		{Key: "gc.auto", Value: "0"}, {Key: "safe.directory", Value: "*"},
+		{Key: "safe.directory", Value: "*"},
 		{Key: "http.followRedirects", Value: "false"}, // another host is not to see the token
 	}
 	if r.CAFile != "" {
@@ -58,15 +77,11 @@ func (r Remote) open(ctx context.Context) (*repository, error) {
 	if r.Token != nil {
 		token, err := r.Token(ctx)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("getting the token for %s: %w", r.URL, err), os.RemoveAll(dir))
+			return nil, fmt.Errorf("getting the token for %s: %w", r.URL, err)
 		}
 		settings = append(settings, git.Credential(r.URL, token))
 	}
-	repo := &repository{git: git.Clean(dir, git.Settings(settings...)...), remote: r}
-	if _, err := repo.git.Run(ctx, "init", "--quiet", "--bare"); err != nil {
-		return nil, errors.Join(err, repo.close())
-	}
-	return repo, nil
+	return settings, nil
 }
 
 // identity is whose commits they are.
@@ -162,14 +177,14 @@ func (c commitFiles) ReadFile(name string) ([]byte, error) {
 
 // commit makes the one commit of the branch, and proves that it changes the release
 // files and nothing else.
-func (r *repository) commit(ctx context.Context, v *view, request Request) (string, error) {
+func (r *repository) commit(ctx context.Context, v *view, message string, at time.Time) (string, error) {
 	paths := slices.Sorted(maps.Keys(v.files))
 	modes, err := r.modes(ctx, v.base, paths)
 	if err != nil {
 		return "", err
 	}
 	marks := filepath.Join(r.git.Dir, "release.marks")
-	if _, err := r.git.Feed(ctx, request.stream(v, paths, modes, r.remote), "fast-import", "--quiet", "--force", "--export-marks="+marks); err != nil {
+	if _, err := r.git.Feed(ctx, stream(v, message, at, paths, modes, r.remote), "fast-import", "--quiet", "--force", "--export-marks="+marks); err != nil {
 		return "", fmt.Errorf("committing the release: %w", err)
 	}
 	data, err := os.ReadFile(marks)
@@ -183,7 +198,7 @@ func (r *repository) commit(ctx context.Context, v *view, request Request) (stri
 // trees reads the base and what the release makes of it. The commit that brings the
 // second one about is a draft: it has its files, and not yet its text.
 func (r *repository) trees(ctx context.Context, v *view, request Request, base, head string) (before, after *revision.Tree, err error) {
-	draft, err := r.commit(ctx, v, request)
+	draft, err := r.commit(ctx, v, request.message(v), request.Time)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -203,26 +218,32 @@ func (r *repository) trees(ctx context.Context, v *view, request Request, base, 
 
 // stream is the commit in the words of git fast-import. A fixed date makes the same
 // proposal the same commit, so that a repeated run pushes nothing.
-func (request Request) stream(v *view, paths []string, modes map[string]string, as Remote) string {
+func stream(v *view, message string, at time.Time, paths []string, modes map[string]string, as Remote) string {
 	var b strings.Builder
 	name, email := as.identity()
-	message := request.message(v)
-	fmt.Fprintf(&b, "commit %s\nmark :1\ncommitter %s <%s> %d +0000\ndata %d\n%s\nfrom %s\n", madeRef, name, email, request.Time.Unix(), len(message), message, v.base)
+	fmt.Fprintf(&b, "commit %s\nmark :1\ncommitter %s <%s> %d +0000\ndata %d\n%s\nfrom %s\n", madeRef, name, email, at.Unix(), len(message), message, v.base)
 	for _, path := range paths {
 		fmt.Fprintf(&b, "M %s inline %s\ndata %d\n%s\n", modes[path], path, len(v.files[path]), v.files[path])
 	}
 	return b.String()
 }
 
-// modes are those that the files have; what is no regular file is refused.
+// modes are those that the files have; what is no regular file is refused, and what is
+// not there yet becomes one.
 func (r *repository) modes(ctx context.Context, base string, paths []string) (map[string]string, error) {
 	out, err := r.git.Run(ctx, append([]string{"ls-tree", "-z", base, "--"}, paths...)...)
 	if err != nil {
 		return nil, err
 	}
 	modes := map[string]string{}
+	for _, path := range paths {
+		modes[path] = "100644"
+	}
 	for _, entry := range strings.Split(strings.TrimSuffix(out, "\x00"), "\x00") {
-		what, path, _ := strings.Cut(entry, "\t")
+		what, path, listed := strings.Cut(entry, "\t")
+		if !listed {
+			continue
+		}
 		mode, _, _ := strings.Cut(what, " ")
 		if mode != "100644" && mode != "100755" {
 			return nil, fmt.Errorf("%s is no regular file (mode %s)", path, mode)
@@ -275,7 +296,7 @@ func (r *repository) ours(ctx context.Context, v *view) error {
 		return nil
 	}
 	out, err := r.git.Run(ctx, "log", "--first-parent", "--no-merges", "--max-count=1",
-		"--format=%H %(trailers:key="+releaseTrailer+",valueonly,separator=%x2C)", v.head, "^"+v.base)
+		"--format=%H %(trailers:key="+ReleaseTrailer+",key="+RevertTrailer+",valueonly,separator=%x2C)", v.head, "^"+v.base)
 	if err != nil {
 		return err
 	}
@@ -293,10 +314,14 @@ func (r *repository) push(ctx context.Context, branch, from, to string) error {
 	return r.classify("pushing "+branch, err)
 }
 
-// classify says whether to look again, to try again, or to give up. What is not
-// recognised is final: Git's messages are for people.
+// classify says whether to look again, to try again, or to give up.
 func (r *repository) classify(op string, err error) error {
-	op += " at " + r.remote.URL
+	return Classify(op+" at "+r.remote.URL, err)
+}
+
+// Classify makes a forge's error of what Git said about its remote. What is not recognised
+// is final: Git's messages are for people.
+func Classify(op string, err error) error {
 	switch {
 	case err == nil:
 		return nil

@@ -24,6 +24,10 @@ type Text struct {
 // the name is ours.
 type Fact struct{ Name, Value string }
 
+// SourceFact names the fact that holds the source's commit, in full: where a steward reports
+// the release's progress.
+const SourceFact = "Source commit"
+
 // MaxPlan is how long a plan may be. GitHub refuses texts of more than 65,536 characters.
 const MaxPlan = 33_000
 
@@ -40,13 +44,13 @@ func (r Request) message(v *view) string {
 	fmt.Fprintf(&b, "Release %s %s to %s\n\n", r.App, r.Release.Tag, strings.Join(v.clusters, ", "))
 	for _, cluster := range v.clusters {
 		from := v.released[cluster]
-		what := code(from.Tag)
+		what := Code(from.Tag)
 		if from.Empty() {
 			what = "nothing"
 		}
-		fmt.Fprintf(&b, "- %s: %s → %s\n", code(cluster), what, code(r.Release.Tag))
+		fmt.Fprintf(&b, "- %s: %s → %s\n", Code(cluster), what, Code(r.Release.Tag))
 	}
-	fmt.Fprintf(&b, "- Image: %s\n", code(r.Release.Digest))
+	fmt.Fprintf(&b, "- Image: %s\n", Code(r.Release.Digest))
 	r.Text.facts(&b)
 	r.Text.commits(&b)
 	r.Text.plan(&b)
@@ -60,7 +64,7 @@ func (t Text) facts(b *strings.Builder) {
 			fmt.Fprintf(b, "- and %d more lines of evidence\n", len(t.Facts)-i)
 			return
 		}
-		fmt.Fprintf(b, "- %s: %s\n", fact.Name, code(fact.Value))
+		fmt.Fprintf(b, "- %s: %s\n", fact.Name, Code(fact.Value))
 	}
 }
 
@@ -71,7 +75,7 @@ func (t Text) commits(b *strings.Builder) {
 	fmt.Fprintf(b, "\n### Commits since the last release: %d\n\n", t.Total)
 	shown := 0
 	for _, c := range t.Commits[:min(len(t.Commits), maxCommits)] {
-		line := fmt.Sprintf("- %s %s, %s\n", code(short(c.SHA)), code(c.Subject), code(c.Author))
+		line := fmt.Sprintf("- %s %s, %s\n", Code(short(c.SHA)), Code(c.Subject), Code(c.Author))
 		if b.Len()+len(line) > maxListed {
 			break
 		}
@@ -96,7 +100,7 @@ func (t Text) plan(b *strings.Builder) {
 
 // trailer names the release to machines, in the commit and in the pull request.
 func (r Request) trailer() string {
-	return fmt.Sprintf("%s: %s %s %s", releaseTrailer, r.App, r.Release.Tag, r.Release.Digest)
+	return fmt.Sprintf("%s: %s %s %s", ReleaseTrailer, r.App, r.Release.Tag, r.Release.Digest)
 }
 
 // named reports whether a pull request's text is of this release.
@@ -109,9 +113,9 @@ func (r Request) named(body string) bool {
 	return false
 }
 
-// code shows text that may be anybody's as what it is: no link, no mention, no image, no
+// Code shows text that may be anybody's as what it is: no link, no mention, no image, no
 // HTML, no end of the line, and no character that hides or reorders others.
-func code(text string) string {
+func Code(text string) string {
 	text = strings.Map(func(r rune) rune {
 		switch {
 		case unicode.IsSpace(r) || unicode.IsControl(r):

@@ -21,7 +21,7 @@ func TestUntrustedTextStaysInItsSpan(t *testing.T) {
 		strings.Repeat("é", 400):              "`" + strings.Repeat("é", 299) + "…`",
 		"not UTF-8: \xff":                     "`not UTF-8:`",
 	} {
-		if got := code(in); got != want {
+		if got := Code(in); got != want {
 			t.Errorf("%q became %q, want %q", in, got, want)
 		}
 	}
@@ -32,7 +32,7 @@ func FuzzCode(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, in string) {
-		out := code(in)
+		out := Code(in)
 		if strings.ContainsFunc(out, func(r rune) bool { return unicode.IsControl(r) || r == '\u2028' || r == '\u2029' }) {
 			t.Fatalf("%q has a line end or a control character", out)
 		}

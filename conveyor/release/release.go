@@ -214,6 +214,7 @@ func (r Release) propose(ctx context.Context, before conveyor.Results, report fu
 	if err != nil {
 		return nil, err
 	}
+	facts = append([]propose.Fact{{Name: propose.SourceFact, Value: r.Revision.Commit}}, facts...)
 	release := fleet.Release{Tag: r.Revision.Version, Digest: image.Digest}
 	return r.Proposer.Propose(ctx, propose.Request{
 		App: r.App, Wave: r.Wave, Release: release, Time: r.Revision.Time, Again: r.Again,

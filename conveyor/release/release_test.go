@@ -257,6 +257,7 @@ func TestReleaseGoesFromTheCommitToTheProposal(t *testing.T) {
 		}
 	}
 	want := []propose.Fact{
+		{Name: "Source commit", Value: s.release().Revision.Commit},
 		{Name: "Scan", Value: "0 critical, 0 high, 3 medium, 0 low, 0 unknown"},
 		{Name: "Scanned by", Value: "trivy 0.68.0, database of 2026-11-24T06:00:00Z"},
 		{Name: "Signed by", Value: s.signer.Identity().String()},

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/omnivision/omnivision/steward/preflight"
+)
+
+func newCanaryCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "canary", Short: "Look at what judges canaries", Args: cobra.NoArgs}
+	cmd.AddCommand(newCanaryCheckCommand())
+	return cmd
+}
+
+func newCanaryCheckCommand() *cobra.Command {
+	var (
+		flags           fleetFlags
+		cluster, output string
+		namespace       string
+	)
+	cmd := &cobra.Command{
+		Use:   "check --cluster NAME",
+		Short: "Ask a canary's questions without a canary",
+		Long: `Ask a cluster's Prometheus every question of the analysis gpu-health-check, about
+the revision that runs now, and show the answers beside the conditions. Nothing
+is changed.
+
+Exits with 3 if a question fails, or if one that asks for presence finds
+nothing: a canary would then pause, or abort for no fault of the image.`,
+		Example: `  omnivision canary check --cluster cluster-aws
+  omnivision canary check -c cluster-gcp -o json | jq '.answers[] | select(.values == [])'
+  omnivision canary check -c cluster-aws --context cluster-aws=my-eks-context`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			config, err := flags.access(cluster)
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
+			defer cancel()
+			report, err := preflight.Check(ctx, config, cluster, namespace)
+			if err != nil {
+				return err
+			}
+			if output == "json" {
+				encoder := json.NewEncoder(cmd.OutOrStdout())
+				encoder.SetIndent("", "  ")
+				err = encoder.Encode(report)
+			} else {
+				err = report.Write(cmd.OutOrStdout())
+			}
+			if err == nil && report.Bad() {
+				err = codedError{exitUnhealthy, errors.New("a canary would not be judged: see the questions without an answer")}
+			}
+			return err
+		},
+	}
+	flags.add(cmd)
+	flags.contextFlag(cmd)
+	flags.clusterFlag(cmd, &cluster)
+	outputFlag(cmd, &output)
+	cmd.Flags().StringVar(&namespace, "namespace", "omnivision", "namespace of the platform")
+	return cmd
+}
+
+// access is how a cluster is reached: by a context of the caller's own, or by the fleet's.
+func (f *fleetFlags) access(cluster string) (*rest.Config, error) {
+	if cluster == "" {
+		return nil, codedError{exitUsage, errors.New("name the cluster with --cluster")}
+	}
+	for _, pair := range f.options.Contexts {
+		if name, kubeContext, ok := strings.Cut(pair, "="); ok && name == cluster {
+			rules := clientcmd.NewDefaultClientConfigLoadingRules()
+			return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: kubeContext}).ClientConfig()
+		}
+	}
+	fleet, err := f.open()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := fleet.Plan.Cluster(cluster); err != nil {
+		return nil, codedError{exitUsage, err}
+	}
+	data, err := fleet.Kubeconfig()
+	if err != nil {
+		return nil, err
+	}
+	config, err := clientcmd.Load(data)
+	if err != nil {
+		return nil, fmt.Errorf("reading the fleet's kubeconfig: %w", err)
+	}
+	return clientcmd.NewNonInteractiveClientConfig(*config, cluster, nil, nil).ClientConfig()
+}

@@ -1,0 +1,209 @@
+package observe
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic/fake"
+	clienttesting "k8s.io/client-go/testing"
+	"sigs.k8s.io/yaml"
+
+	"github.com/omnivision/omnivision/fleet"
+	"github.com/omnivision/omnivision/steward"
+)
+
+var oregon = fleet.Cluster{Name: "cluster-aws", ImageRegistry: "123456789012.dkr.ecr.us-west-2.amazonaws.com/omnivision"}
+
+func git() steward.Git {
+	return steward.Git{Fleet: &fleet.Fleet{Clusters: []fleet.Cluster{oregon}, Apps: []fleet.App{{Name: "omnivision-worker", Repository: "omnivision-worker"}, {Name: "omnivision-ui", Repository: "omnivision-ui"}}}}
+}
+
+func digest(d string) string { return "sha256:" + strings.Repeat(d, 64) }
+
+// start watches a fake API server with the objects of a file.
+func start(t *testing.T, file string, drain *Hardware, edits ...func([]*unstructured.Unstructured)) (*Cluster, *fake.FakeDynamicClient) {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("testdata", file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var objects []*unstructured.Unstructured
+	for _, doc := range strings.Split(string(data), "\n---\n") {
+		u := &unstructured.Unstructured{}
+		data, err := yaml.YAMLToJSON([]byte(strings.ReplaceAll(strings.ReplaceAll(doc, "GOOD", digest("a")), "BAD", digest("b"))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := u.UnmarshalJSON(data); err != nil {
+			t.Fatal(err)
+		}
+		objects = append(objects, u)
+	}
+	for _, edit := range edits {
+		edit(objects)
+	}
+	var all []runtime.Object
+	for _, u := range objects {
+		all = append(all, u)
+	}
+	client := fake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
+		rollouts: "RolloutList", analysisRuns: "AnalysisRunList", applications: "ApplicationList", replicaSets: "ReplicaSetList", pods: "PodList", nodes: "NodeList",
+	}, all...)
+	c, err := New(client, Options{Name: "cluster-aws", Namespace: "omnivision", ArgoCD: "argocd", Drain: drain})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	if err := c.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return c, client
+}
+
+func look(t *testing.T, c *Cluster) steward.Rollout {
+	t.Helper()
+	found, err := c.Look(t.Context(), git())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := found["omnivision-ui"]; ok {
+		t.Error("a Rollout was found for an app that has none")
+	}
+	return found["omnivision-worker"]
+}
+
+func TestAbortedCanaryIsToldWithItsEvidence(t *testing.T) {
+	c, _ := start(t, "aborted.yaml", nil)
+	r := look(t, c)
+	good, bad := fleet.Release{Tag: "0.1.0-1", Digest: digest("a")}, fleet.Release{Tag: "0.1.0-2", Digest: digest("b")}
+	if r.Spec != bad || r.Stable != good || r.Phase != steward.Degraded || !r.HealthySince.IsZero() || r.Step != 1 || r.Steps != 4 || r.Weight != 5 {
+		t.Errorf("the Rollout is %+v", r)
+	}
+	if len(r.Aborts) != 1 {
+		t.Fatalf("aborts are %+v", r.Aborts)
+	}
+	a := r.Aborts[0]
+	if a.Release != bad || !a.Live || !a.At.Equal(time.Date(2026, 11, 27, 2, 0, 0, 0, time.UTC)) || !strings.Contains(a.Evidence.Reason, "worker-cuda-errors") {
+		t.Errorf("the abort is %+v", a)
+	}
+	m := a.Evidence.Metrics
+	if len(m) != 1 || m[0].Name != "worker-cuda-errors" || len(m[0].Values) != 2 || m[0].Values[1].Value != "[2]" || m[0].Values[1].Phase != "Failed" {
+		t.Errorf("the metrics are %+v", m)
+	}
+	if pods := strings.Join(a.Evidence.Pods, "\n"); pods != "omnivision-worker-bbb-1 on gpu-0: Running, worker restarted 2 times\nomnivision-worker-bbb-2 on no node: Pending, Unschedulable: 0/3 nodes: Insufficient nvidia.com/gpu" {
+		t.Errorf("the Pods are\n%s", pods)
+	}
+}
+
+func TestAbortThatNobodySawIsToldByItsAnalysis(t *testing.T) {
+	c, _ := start(t, "aborted.yaml", nil, func(objects []*unstructured.Unstructured) {
+		rollout := objects[0] // someone has gone back since
+		set(t, rollout, false, "status", "abort")
+		set(t, rollout, "Healthy", "status", "phase")
+		set(t, rollout, "aaa", "status", "currentPodHash")
+		containers := []any{map[string]any{"name": "worker", "image": oregon.ImageRegistry + "/omnivision-worker:0.1.0-1@" + digest("a")}}
+		if err := unstructured.SetNestedSlice(rollout.Object, containers, "spec", "template", "spec", "containers"); err != nil {
+			t.Fatal(err)
+		}
+	})
+	r := look(t, c)
+	if len(r.Aborts) != 1 || r.Aborts[0].Live || r.Aborts[0].Digest != digest("b") || r.Aborts[0].At.IsZero() {
+		t.Errorf("aborts are %+v", r.Aborts)
+	}
+	if r.HealthySince.IsZero() || r.Spec != r.Stable {
+		t.Errorf("the Rollout is %+v", r)
+	}
+}
+
+func TestAbortIsNotBlamedOnTheReleaseThatCameAfterIt(t *testing.T) {
+	c, _ := start(t, "aborted.yaml", nil, func(objects []*unstructured.Unstructured) {
+		objects[0].SetGeneration(8) // the controller has not seen this
+		containers := []any{map[string]any{"name": "worker", "image": oregon.ImageRegistry + "/omnivision-worker:0.1.0-3@" + digest("c")}}
+		if err := unstructured.SetNestedSlice(objects[0].Object, containers, "spec", "template", "spec", "containers"); err != nil {
+			t.Fatal(err)
+		}
+	})
+	r := look(t, c)
+	if len(r.Aborts) != 1 || r.Aborts[0].Live || r.Aborts[0].Digest != digest("b") {
+		t.Errorf("aborts are %+v", r.Aborts)
+	}
+}
+
+func TestSpecThatTheControllerHasNotSeenIsNotHealthy(t *testing.T) {
+	c, _ := start(t, "healthy.yaml", nil)
+	if r := look(t, c); r.Phase != steward.Healthy || r.HealthySince.IsZero() || len(r.Aborts) != 0 || r.Trouble != "" {
+		t.Errorf("the Rollout is %+v", r)
+	}
+	c, _ = start(t, "healthy.yaml", nil, func(objects []*unstructured.Unstructured) { objects[0].SetGeneration(8) })
+	if r := look(t, c); r.Phase != steward.Progressing || !r.HealthySince.IsZero() {
+		t.Errorf("the Rollout is %+v", r)
+	}
+}
+
+func TestBrokenHardwareIsIsolatedAndTheCanaryGoesOn(t *testing.T) {
+	prometheus := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		query := r.URL.Query().Get("query")
+		if !strings.Contains(query, `pod=~"omnivision-worker-bbb-[a-z0-9]+"`) || !strings.Contains(query, `xid=~"46|48|79"`) {
+			t.Errorf("the query is %s", query)
+		}
+		_, _ = w.Write([]byte(`{"status":"success","data":{"resultType":"vector","result":[{"metric":{"pod":"omnivision-worker-bbb-1","xid":"79"},"value":[1,"1"]}]}}`))
+	}))
+	defer prometheus.Close()
+	c, client := start(t, "aborted.yaml", &Hardware{Prometheus: prometheus.URL, Xids: []int{46, 48, 79}}, func(objects []*unstructured.Unstructured) {
+		set(t, objects[0], false, "status", "abort")
+		set(t, objects[0], "Paused", "status", "phase")
+		if err := unstructured.SetNestedSlice(objects[0].Object, []any{map[string]any{"reason": "InconclusiveAnalysisRun"}}, "status", "pauseConditions"); err != nil {
+			t.Fatal(err)
+		}
+	})
+	r := look(t, c)
+	if len(r.Faults) != 1 || r.Faults[0] != (steward.Fault{Node: "gpu-0", Pod: "omnivision-worker-bbb-1", Xid: "79"}) {
+		t.Fatalf("faults are %+v", r.Faults)
+	}
+	if err := c.Do(t.Context(), steward.Isolate{Fault: r.Faults[0]}); err != nil {
+		t.Fatal(err)
+	}
+	node, err := client.Resource(nodes).Get(t.Context(), "gpu-0", getOptions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cordoned, _, _ := unstructured.NestedBool(node.Object, "spec", "unschedulable"); !cordoned {
+		t.Error("the node is not cordoned")
+	}
+	evicted := ""
+	for _, a := range client.Actions() {
+		if create, ok := a.(clienttesting.CreateAction); ok && a.GetSubresource() == "eviction" {
+			evicted += create.GetObject().(*unstructured.Unstructured).GetName() + " "
+		}
+	}
+	if evicted != "omnivision-worker-bbb-1 " {
+		t.Errorf("evicted are %q", evicted)
+	}
+	if err := c.Do(t.Context(), steward.Resume{App: "omnivision-worker", Rollout: "omnivision-worker"}); err != nil {
+		t.Fatal(err)
+	}
+	last := client.Actions()[len(client.Actions())-1].(clienttesting.PatchAction)
+	if last.GetSubresource() != "status" || string(last.GetPatch()) != `{"status":{"pauseConditions":null}}` {
+		t.Errorf("the Rollout was patched by %s %s", last.GetSubresource(), last.GetPatch())
+	}
+}
+
+func set(t *testing.T, u *unstructured.Unstructured, value any, path ...string) {
+	t.Helper()
+	if err := unstructured.SetNestedField(u.Object, value, path...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var getOptions = metav1.GetOptions{}
