@@ -60,7 +60,11 @@ require (
 	sigs.k8s.io/yaml v1.6.0
 )
 
-require github.com/container-storage-interface/spec v1.12.0 // indirect
+require (
+	github.com/container-storage-interface/spec v1.12.0 // indirect
+	github.com/fluent/fluent-operator/v3 v3.5.0 // indirect
+	gomodules.xyz/jsonpatch/v2 v2.5.0 // indirect
+)
 
 require (
 	cel.dev/expr v0.25.3 // indirect
