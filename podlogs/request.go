@@ -51,10 +51,10 @@ func parsePod(attributes map[string]string) (pod, error) {
 		return pod{}, fmt.Errorf("namespace %.80q: %s", p.namespace, wrong[0])
 	}
 	if wrong := validation.IsDNS1123Subdomain(p.name); len(wrong) > 0 {
-		return pod{}, fmt.Errorf("Pod name %.300q: %s", p.name, wrong[0])
+		return pod{}, fmt.Errorf("name of the Pod %.300q: %s", p.name, wrong[0])
 	}
 	if !uidFormat.MatchString(p.uid) {
-		return pod{}, fmt.Errorf("Pod uid %.80q is not a UUID", p.uid)
+		return pod{}, fmt.Errorf("the Pod's uid %.80q is not a UUID", p.uid)
 	}
 	return p, nil
 }

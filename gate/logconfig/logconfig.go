@@ -99,7 +99,7 @@ func (r *Reconciler) write(ctx context.Context, namespace string, files map[stri
 		return err
 	}
 	if existing.Labels[ManagedLabel] != "true" {
-		return reconcile.TerminalError(fmt.Errorf("Secret %s/%s is not ours (it lacks the label %s): rename it, log sidecars need the name", namespace, inject.SecretName, ManagedLabel))
+		return reconcile.TerminalError(fmt.Errorf("the Secret %s/%s is not ours (it lacks the label %s): rename it, log sidecars need the name", namespace, inject.SecretName, ManagedLabel))
 	}
 	if reflect.DeepEqual(existing.Data, files) {
 		return nil

@@ -74,7 +74,7 @@ func (c *Client) Query(ctx context.Context, query string, start, end time.Time, 
 		for _, v := range stream.Values {
 			ns, err := strconv.ParseInt(v[0], 10, 64)
 			if err != nil {
-				return nil, fmt.Errorf("Loki at %s answered with the time %.40q", c.URL, v[0])
+				return nil, fmt.Errorf("the Loki at %s answered with the time %.40q", c.URL, v[0])
 			}
 			entries = append(entries, Entry{At: time.Unix(0, ns), Line: v[1], Labels: stream.Stream})
 		}
@@ -105,7 +105,7 @@ func (c *Client) Delivered(ctx context.Context, namespace string, within time.Du
 		text, _ := r.Value[1].(string)
 		n, err := strconv.ParseFloat(text, 64)
 		if err != nil {
-			return nil, fmt.Errorf("Loki at %s answered with the count %.40v", c.URL, r.Value[1])
+			return nil, fmt.Errorf("the Loki at %s answered with the count %.40v", c.URL, r.Value[1])
 		}
 		counts[Source{r.Metric["namespace"], r.Metric["pod"], r.Metric["container"]}] = int(n)
 	}
@@ -133,7 +133,7 @@ func (c *Client) get(ctx context.Context, path string, parameters url.Values, in
 	case len(text) > maxAnswer:
 		return fmt.Errorf("the answer of Loki at %s is larger than %d MiB: ask for fewer lines", c.URL, maxAnswer>>20)
 	case response.StatusCode != http.StatusOK:
-		return fmt.Errorf("Loki at %s answered %d to %s: %.300s", c.URL, response.StatusCode, parameters.Get("query"), text)
+		return fmt.Errorf("the Loki at %s answered %d to %s: %.300s", c.URL, response.StatusCode, parameters.Get("query"), text)
 	}
 	if err := json.Unmarshal(text, into); err != nil {
 		return fmt.Errorf("read the answer of Loki at %s: %w", c.URL, err)
