@@ -8,6 +8,9 @@ import (
 // chunkSize is the size at which a chunk is made before its time, which bounds memory.
 const chunkSize = 1 << 20
 
+// maxPasses is how often files are read before something else has its turn.
+const maxPasses = 64
+
 // pipeline ships with one configuration.
 type pipeline struct {
 	config   *Config
@@ -71,7 +74,8 @@ func (p *pipeline) turn(now time.Time) {
 			p.options.Log.Error("look for log files", "error", err)
 		}
 	}
-	for some := true; some; {
+	// A container that writes faster than is read must not keep the rest waiting.
+	for some, pass := true, 0; some && pass < maxPasses; pass++ {
 		var err error
 		if some, err = p.tailer.read(now, p.batch.add); err != nil {
 			p.metrics.inputErrors.Inc()
