@@ -53,7 +53,7 @@ RACETEST = CGO_ENABLED=1 $(GOTEST) -race -ldflags=-extldflags=-Wl,-z,lazy
 
 # What runs goroutines of its own and does not import the Kubernetes libraries,
 # which take as long to compile for the race detector as all else together.
-RACELIGHT := ./worker/... ./ui/... ./cmd/worker ./cmd/ui ./forge/... \
+RACELIGHT := ./worker/... ./ui/... ./cmd/worker ./cmd/ui ./forge/... ./shipper ./cmd/shipper \
 	./localfleet/engine ./localfleet/story ./localfleet/process
 
 .PHONY: race
@@ -71,7 +71,7 @@ bench: build ## benchmarks; with the engines built, also against their programs
 .PHONY: update
 update: ## rewrite golden files and generated documents
 	$(GO) generate ./charts
-	$(GO) test ./fleet ./plan/report ./localfleet/argocd -update
+	$(GO) test ./fleet ./plan/report ./localfleet/argocd ./gate/inject ./gate/logconfig -update
 
 .PHONY: lint
 lint: ## formatting, vet, staticcheck, shellcheck, actionlint

@@ -155,6 +155,8 @@ const (
 	timestampModule  = "github.com/sigstore/timestamp-authority/v2"
 	rekorModule      = "github.com/sigstore/rekor-tiles/v2"
 	cosignModule     = "github.com/sigstore/cosign/v3"
+	lokiModule       = "github.com/grafana/loki/v3"
+	fluentModule     = "github.com/fluent/fluent-operator/v3"
 )
 
 // toolchain is the Go version that builds every engine. One for all of them means
@@ -309,6 +311,27 @@ func Catalogue() []Engine {
 			},
 			Steps:   [][]Program{{{"traefik", traefikModule + "/cmd/traefik"}}},
 			Scratch: 5 << 30,
+		},
+		{
+			// A module of its own, with the Kubernetes libraries that it was released with.
+			Name:      "fluent-operator",
+			Purpose:   "the Fluent Operator, which renders the log sidecars' configuration",
+			Module:    fluentModule,
+			Toolchain: toolchain,
+			Steps:     [][]Program{{{"fluent-manager", fluentModule + "/cmd/fluent-manager"}}},
+			Scratch:   4 << 30,
+		},
+		{
+			Name:      "loki",
+			Purpose:   "Loki, which keeps the clusters' logs",
+			Module:    lokiModule,
+			Toolchain: toolchain,
+			Stamps: []Stamp{
+				bare(lokiModule+"/pkg/util/build.Version", lokiModule),
+				version(lokiModule+"/pkg/util/build.Revision", lokiModule),
+			},
+			Steps:   [][]Program{{{"loki", lokiModule + "/cmd/loki"}}},
+			Scratch: 6 << 30,
 		},
 		// From here on: of the conveyor, which builds them at its first release.
 		{

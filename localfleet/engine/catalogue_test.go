@@ -83,6 +83,7 @@ func TestProgramsTellTheirVersion(t *testing.T) {
 		"fulcio":                  {[]string{"version"}, `GitVersion: +{sigstore}\+timestamp-authority\.\d+\.\d+\.\d+\n`},
 		"timestamp-server":        {[]string{"version"}, `GitVersion: +{sigstore}\+timestamp-authority\.\d+\.\d+\.\d+\n`},
 		"trivy":                   {[]string{"--version"}, `Version: {trivybare}\n`},
+		"loki":                    {[]string{"--version"}, `loki, version {lokibare} `},
 		"cosign":                  {[]string{"version"}, `GitVersion: +{cosign}\n`},
 	} {
 		t.Run(program, func(t *testing.T) {

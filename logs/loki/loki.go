@@ -1,0 +1,189 @@
+// Package loki asks a Loki for log lines over its HTTP API (v1). It reads; what is shipped comes by the sidecars.
+package loki
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Client asks one Loki. It is safe for concurrent use.
+type Client struct {
+	// URL is the server's: http://loki.logging.svc:3100.
+	URL string
+	// HTTP is http.DefaultClient if nil. Deadlines are the contexts'.
+	HTTP *http.Client
+}
+
+// Entry is a line with its labels, in which structured metadata is included.
+type Entry struct {
+	At     time.Time
+	Line   string
+	Labels map[string]string
+}
+
+const maxAnswer = 64 << 20
+
+// Selector is a LogQL stream selector for labels of these values; empty values are left out.
+func Selector(labels map[string]string) string {
+	var matchers []string
+	for name, value := range labels {
+		if value != "" {
+			matchers = append(matchers, name+"="+strconv.Quote(value))
+		}
+	}
+	slices.Sort(matchers)
+	return "{" + strings.Join(matchers, ",") + "}"
+}
+
+// Query are the lines that a LogQL query selects in [start, end), the oldest first, at most limit of them: the newest
+// ones if newest is set, else the oldest.
+func (c *Client) Query(ctx context.Context, query string, start, end time.Time, limit int, newest bool) ([]Entry, error) {
+	direction := "forward"
+	if newest {
+		direction = "backward"
+	}
+	var answer struct {
+		Data struct {
+			ResultType string
+			Result     []struct {
+				Stream map[string]string
+				Values [][2]string
+			}
+		}
+	}
+	err := c.get(ctx, "/loki/api/v1/query_range", url.Values{
+		"query": {query}, "limit": {strconv.Itoa(limit)}, "direction": {direction},
+		"start": {strconv.FormatInt(start.UnixNano(), 10)}, "end": {strconv.FormatInt(end.UnixNano(), 10)},
+	}, &answer)
+	if err != nil {
+		return nil, err
+	}
+	if answer.Data.ResultType != "streams" {
+		return nil, fmt.Errorf("query %s selects no lines but %.40q: ask for lines, not for a metric", query, answer.Data.ResultType)
+	}
+	var entries []Entry
+	for _, stream := range answer.Data.Result {
+		for _, v := range stream.Values {
+			ns, err := strconv.ParseInt(v[0], 10, 64)
+			if err != nil {
+				return nil, fmt.Errorf("the Loki at %s answered with the time %.40q", c.URL, v[0])
+			}
+			entries = append(entries, Entry{At: time.Unix(0, ns), Line: v[1], Labels: stream.Stream})
+		}
+	}
+	slices.SortStableFunc(entries, func(a, b Entry) int { return a.At.Compare(b.At) })
+	return entries, nil
+}
+
+// Source is one container's log.
+type Source struct{ Namespace, Pod, Container string }
+
+// Delivered counts the lines that arrived from each container of a namespace within the time before now.
+func (c *Client) Delivered(ctx context.Context, namespace string, within time.Duration) (map[Source]int, error) {
+	query := fmt.Sprintf("sum by (namespace, pod, container) (count_over_time(%s[%ds]))", Selector(map[string]string{"namespace": namespace}), max(1, int(within.Seconds())))
+	var answer struct {
+		Data struct {
+			Result []struct {
+				Metric map[string]string
+				Value  [2]any
+			}
+		}
+	}
+	if err := c.get(ctx, "/loki/api/v1/query", url.Values{"query": {query}}, &answer); err != nil {
+		return nil, err
+	}
+	counts := map[Source]int{}
+	for _, r := range answer.Data.Result {
+		text, _ := r.Value[1].(string)
+		n, err := strconv.ParseFloat(text, 64)
+		if err != nil {
+			return nil, fmt.Errorf("the Loki at %s answered with the count %.40v", c.URL, r.Value[1])
+		}
+		counts[Source{r.Metric["namespace"], r.Metric["pod"], r.Metric["container"]}] = int(n)
+	}
+	return counts, nil
+}
+
+func (c *Client) get(ctx context.Context, path string, parameters url.Values, into any) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(c.URL, "/")+path+"?"+parameters.Encode(), nil)
+	if err != nil {
+		return fmt.Errorf("ask Loki: %w", err)
+	}
+	client := c.HTTP
+	if client == nil {
+		client = http.DefaultClient
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return fmt.Errorf("ask Loki at %s: %w", c.URL, err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer+1))
+	switch {
+	case err != nil:
+		return fmt.Errorf("read the answer of Loki at %s: %w", c.URL, err)
+	case len(text) > maxAnswer:
+		return fmt.Errorf("the answer of Loki at %s is larger than %d MiB: ask for fewer lines", c.URL, maxAnswer>>20)
+	case response.StatusCode != http.StatusOK:
+		return fmt.Errorf("the Loki at %s answered %d to %s: %.300s", c.URL, response.StatusCode, parameters.Get("query"), text)
+	}
+	if err := json.Unmarshal(text, into); err != nil {
+		return fmt.Errorf("read the answer of Loki at %s: %w", c.URL, err)
+	}
+	return nil
+}
+
+// Follow hands over lines from start on as they arrive, until ctx is done, asking at each tick of every. Lines may come
+// late and out of order between containers, so each question reaches back by overlap, and what was handed over is left out.
+func (c *Client) Follow(ctx context.Context, query string, start time.Time, every, overlap time.Duration, hand func(Entry) error) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	const page = 5000
+	seen := map[string]time.Time{}
+	for {
+		entries, err := c.Query(ctx, query, start, time.Now().Add(time.Minute), page, false)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		newest := start
+		for _, e := range entries {
+			newest = e.At
+			key := fmt.Sprint(e.At.UnixNano(), e.Labels, e.Line)
+			if _, was := seen[key]; was {
+				continue
+			}
+			seen[key] = e.At
+			if err := hand(e); err != nil {
+				return err
+			}
+		}
+		if len(entries) == page && newest.After(start) {
+			start = newest // there is more: at once
+			continue
+		}
+		if back := newest.Add(-overlap); back.After(start) {
+			start = back
+		}
+		for key, at := range seen {
+			if at.Before(start) {
+				delete(seen, key)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
