@@ -324,7 +324,7 @@ func (v verified) printClusters(out io.Writer) error {
 	if len(v.Clusters) == 0 {
 		return nil
 	}
-	fmt.Fprintln(out, "As far as Git and the registry tell (a cluster's gate decides by its ClusterImagePolicy, once it is installed):")
+	fmt.Fprintln(out, "As far as Git and the registry tell (a cluster's gate decides by its policies when a Pod starts):")
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, c := range v.Clusters {
 		verdict := "would refuse"

@@ -132,7 +132,7 @@ func TestVerifySaysWhatEachClusterWouldSay(t *testing.T) {
 		t.Fatalf("exit code %d: %v\n%s", code, err, out)
 	}
 	for _, want := range []string{
-		"once it is installed", "cluster-aws  would refuse: Git names 0.1.0, sha256:1111", "cluster-aws  would refuse: only a key was looked for",
+		"by its policies when a Pod starts", "cluster-aws  would refuse: Git names 0.1.0, sha256:1111", "cluster-aws  would refuse: only a key was looked for",
 		"cluster-gcp  would refuse: " + repository.String() + " holds no app of this cluster",
 	} {
 		if !strings.Contains(out, want) {

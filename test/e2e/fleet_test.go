@@ -68,6 +68,17 @@ func try(t *testing.T, args ...string) (string, error) {
 	return out.String(), err
 }
 
+// combined is try with what is said to standard error.
+func combined(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(root(t), "bin", "omnivision"), args...)
+	cmd.Dir = root(t)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
 func kubectl(t *testing.T, cluster string, args ...string) string {
 	t.Helper()
 	return omnivision(t, append([]string{"kubectl", "--cluster", cluster, "--"}, args...)...)
@@ -103,6 +114,13 @@ func eventually(t *testing.T, what string, limit time.Duration, check func() err
 var before machine
 
 func TestMain(m *testing.M) {
+	if how := os.Getenv(foreignVariable); how != "" {
+		if err := pushForeign(how); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "the end-to-end test makes real nodes and needs root")
 		os.Exit(1)
@@ -140,6 +158,10 @@ func TestFleet(t *testing.T) {
 		{"ReleaseFromShell", testReleaseFromShell},
 		{"EvidenceVerifies", testEvidence},
 		{"VulnerableImageStops", testVulnerableStops},
+		{"GateRefusesForeign", testGateRefusesForeign},
+		{"Quarantine", testQuarantine},
+		{"GateWithoutRegistry", testGateWithoutRegistry},
+		{"GateDown", testGateDown},
 		{"DownLeavesNothing", testDown},
 	}
 	for _, part := range parts {
