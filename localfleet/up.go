@@ -41,11 +41,12 @@ func (f *Fleet) Steps() []story.Step {
 		{Name: "Argo CD", After: []string{"control planes", "upstream files"}, Run: f.installArgoCD},
 		{Name: "webhooks", After: []string{"GitOps repository", "edge", "Argo CD"}, Run: f.webhooks},
 		{Name: "Argo CD ready", After: []string{"Argo CD", "nodes", "cloud add-ons"}, Run: f.awaitArgoCD},
-		{Name: "root Applications", After: []string{"Argo CD ready", "GitOps repository", "upstream repositories", "publish chart", "evidence of the images", "trust of the gates"}, Run: f.applyRoot},
+		{Name: "root Applications", After: []string{"Argo CD ready", "GitOps repository", "upstream repositories", "publish chart", "trust of the gates"}, Run: f.applyRoot},
 		{Name: "jobs", After: []string{"root Applications"}, Run: f.awaitJobs},
 		// Nothing in a cluster waits for it.
 		{Name: "source repository", After: []string{"root Applications"}, Run: f.pushSource},
-		{Name: "Synced and Healthy", After: []string{"root Applications", "webhooks"}, Run: f.waitHealthy},
+		// The platform comes last: by then there is evidence, or its Pods are tried again.
+		{Name: "Synced and Healthy", After: []string{"root Applications", "webhooks", "evidence of the images"}, Run: f.waitHealthy},
 	}
 }
 
