@@ -2,6 +2,7 @@ package localfleet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net/http"
@@ -186,7 +187,25 @@ func (f *Fleet) releasedTree(ctx context.Context) (string, error) {
 			}
 		}
 	}
+	if unpushed == nil {
+		if err := keepQuarantine(onForge, dir); err != nil {
+			return dir, err
+		}
+	}
 	return dir, f.releaseComponents(dir)
+}
+
+// keepQuarantine leaves what was taken back where it is: a working tree that comes again
+// knows nothing of it.
+func keepQuarantine(onForge fs.FS, dir string) error {
+	list, err := fs.ReadFile(onForge, fleet.QuarantineFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the quarantine list: %w", err)
+	}
+	return os.WriteFile(filepath.Join(dir, fleet.QuarantineFile), list, 0o644)
 }
 
 // releaseComponents writes tag and digest of the components' images.

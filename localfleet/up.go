@@ -32,7 +32,7 @@ func (f *Fleet) Steps() []story.Step {
 		{Name: "view from inside", After: []string{"edge"}, Run: f.startView},
 		{Name: "identity issuer", After: []string{"forge"}, Run: f.startIssuer},
 		{Name: "Sigstore", After: []string{"view from inside", "identity issuer"}, Run: f.startSigstore},
-		{Name: "trust of the gates", After: []string{"Sigstore"}, Run: f.trustOfGates},
+		{Name: "trust and tokens", After: []string{"Sigstore"}, Run: f.belongings},
 		{Name: "vulnerability database", After: []string{"registry"}, Run: f.vulnerabilityDatabase},
 		{Name: "evidence of the images", After: []string{"publish images", "Sigstore", "vulnerability database"}, Run: f.vouch},
 
@@ -41,7 +41,7 @@ func (f *Fleet) Steps() []story.Step {
 		{Name: "Argo CD", After: []string{"control planes", "upstream files"}, Run: f.installArgoCD},
 		{Name: "webhooks", After: []string{"GitOps repository", "edge", "Argo CD"}, Run: f.webhooks},
 		{Name: "Argo CD ready", After: []string{"Argo CD", "nodes", "cloud add-ons"}, Run: f.awaitArgoCD},
-		{Name: "root Applications", After: []string{"Argo CD ready", "GitOps repository", "upstream repositories", "publish chart", "trust of the gates"}, Run: f.applyRoot},
+		{Name: "root Applications", After: []string{"Argo CD ready", "GitOps repository", "upstream repositories", "publish chart", "trust and tokens"}, Run: f.applyRoot},
 		{Name: "jobs", After: []string{"root Applications"}, Run: f.awaitJobs},
 		// Nothing in a cluster waits for it.
 		{Name: "source repository", After: []string{"root Applications"}, Run: f.pushSource},

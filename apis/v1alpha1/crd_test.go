@@ -88,11 +88,11 @@ func TestAPIServerTakesPoliciesAndRefusesWhatIsWrong(t *testing.T) {
 		})
 	}
 	for _, name := range []string{"release-policy", "quarantine"} {
-		if err := create(releases, file(t, "policies/"+name+".yaml")); err != nil {
+		if err := create(releases, file(t, "policies/manifests/"+name+".yaml")); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := create(images, file(t, "policies/cluster-image-policy.yaml")); err != nil {
+	if err := create(images, file(t, "policies/manifests/cluster-image-policy.yaml")); err != nil {
 		t.Error(err)
 	}
 	digest := "sha256:" + strings.Repeat("a", 64)

@@ -120,7 +120,7 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (options
 	fs.Int64Var(&o.token.installation, "github-installation", 0, "`id` of the App's installation")
 	fs.StringVar(&o.token.key, "github-key-file", "", "`file` with the App's private key")
 	fs.StringVar(&o.login, "login", "", "`name` under which the token's comments appear, where the forge does not tell")
-	fs.StringVar(&o.caFile, "ca-file", "", "`file` with further certificate authorities of the forge")
+	fs.StringVar(&o.caFile, "ca-file", "", "`file` with further certificate authorities of the forge; one that is not there is none")
 	fs.StringVar(&o.dir, "dir", os.TempDir(), "`directory` for the clone of the GitOps repository")
 	fs.StringVar(&o.notifyFile, "notify-url-file", "", "`file` with the address of a chat's incoming webhook, in Slack's format")
 	fs.StringVar(&o.namespace, "namespace", "omnivision", "`namespace` of the platform")
@@ -161,6 +161,9 @@ func (o *options) check() error {
 		return errors.New("--github-app needs --github-installation and --github-key-file")
 	case o.leaseNamespace == "":
 		return errors.New("no namespace for the Lease: give --lease-namespace or $POD_NAMESPACE")
+	}
+	if _, err := os.Stat(o.caFile); errors.Is(err, os.ErrNotExist) {
+		o.caFile = ""
 	}
 	if o.identity == "" {
 		o.identity, _ = os.Hostname()

@@ -9,12 +9,22 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/omnivision/omnivision/conveyor/release"
 )
 
 func TestBasesAreThoseOfTheDockerfiles(t *testing.T) {
-	files, err := filepath.Glob(filepath.Join(checkout, "cmd", "*", "Dockerfile"))
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no Dockerfiles: %v", err)
+	src, err := os.ReadFile(filepath.Join(checkout, release.AppsFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	apps, err := release.ParseApps(src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var files []string
+	for _, app := range apps.Apps { // what the fleet's conveyor builds
+		files = append(files, filepath.Join(checkout, app.Dockerfile))
 	}
 	named := regexp.MustCompile(`(?m)^ARG (?:GO|BASE)_IMAGE=(\S+)$`)
 	var all []string

@@ -91,6 +91,7 @@ const (
 	workerImage        = "omnivision-worker"
 	uiImage            = "omnivision-ui"
 	gateImage          = "omnivision-gate"
+	stewardImage       = "omnivision-steward"
 	gpuSubstituteImage = "gpu-substitute"
 )
 
@@ -121,6 +122,7 @@ func Catalogue(source string) ([]Recipe, error) {
 		own(workerImage, "worker", "65532:65532"),
 		own(uiImage, "ui", "65532:65532"),
 		own(gateImage, "gate", "65532:65532"),
+		own(stewardImage, "steward", "65532:65532"),
 		own(gpuSubstituteImage, "gpu-substitute", "0:0"),
 	}, nil
 }
@@ -292,7 +294,7 @@ func pause() Recipe {
 // Own reports whether a repository, without tag, holds an image of this project.
 func Own(repository string) bool {
 	switch path.Base(repository) {
-	case workerImage, uiImage, gateImage, gpuSubstituteImage:
+	case workerImage, uiImage, gateImage, stewardImage, gpuSubstituteImage:
 		return true
 	}
 	return false
@@ -313,8 +315,11 @@ func own(image, program, user string) Recipe {
 		config: v1.Config{User: user, WorkingDir: "/", Entrypoint: []string{"/usr/local/bin/" + program}, Env: []string{defaultPath}},
 	}
 	switch image {
-	case gateImage:
+	case gateImage, stewardImage:
 		r.Substitute = image + " is assembled from this source without BuildKit, scan and signature; no gate judges its own namespace"
+		if image == stewardImage {
+			r.base = "argocd" // the packages around Argo CD, of which it wants git
+		}
 	case gpuSubstituteImage:
 		r.Substitute = "GPUs, their device plugin and DCGM's exporter are simulated by cmd/gpu-substitute"
 	}

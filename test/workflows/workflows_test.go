@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/omnivision/omnivision/conveyor/release"
 )
 
 const shell = "bash --noprofile --norc -euo pipefail {0}"
@@ -232,11 +234,16 @@ func TestConveyorRunsForEverythingThatAnImageIsMadeOf(t *testing.T) {
 	if err := yaml.Unmarshal(src, &w); err != nil {
 		t.Fatal(err)
 	}
-	ignores, err := filepath.Glob("../../cmd/*/Dockerfile.dockerignore")
-	if err != nil || len(ignores) < 2 {
-		t.Fatalf("the apps have %v, %v", ignores, err)
+	described, err := os.ReadFile(filepath.Join("../..", release.AppsFile))
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, file := range ignores {
+	apps, err := release.ParseApps(described)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, app := range apps.Apps {
+		file := filepath.Join("../..", app.Dockerfile+".dockerignore")
 		content, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)

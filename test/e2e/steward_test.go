@@ -1,0 +1,117 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+const workerRollout = "omnivision-platform-worker"
+
+// testAbortHealsGit releases a worker whose canary trips an Xid in Oregon: the steward takes
+// it out of Git, and no cluster starts it again.
+func testAbortHealsGit(t *testing.T) {
+	const cluster = "cluster-aws"
+	good := runningWorker(t, cluster)
+	g := clone(t)
+	// The same analysis as in production, asked more often.
+	g.edit(t, "infrastructure/cluster-aws/values-overrides.yaml", func(s string) string {
+		return strings.TrimRight(s, "\n") + "\ngpuHealthCheck:\n  initialDelay: 5s\n  interval: 5s\n"
+	})
+	bad := releaseWorker(t, "// A change that is bad for GPUs.")
+	tripCanary(t, cluster)
+	eventually(t, "the canary's abort", 5*time.Minute, func() error {
+		if state := kubectl(t, cluster, "get", "rollout", workerRollout, "-n", "omnivision", "-o", "jsonpath={.status.abort} {.status.message}"); !strings.HasPrefix(state, "true") {
+			return fmt.Errorf("its state is %q", state)
+		}
+		return nil
+	})
+	branch := "revert/" + workerApp + "/" + strings.TrimPrefix(bad, "sha256:")[:12]
+	var pr pullRequest
+	took := eventually(t, "the revert's pull request", time.Minute, func() (err error) {
+		pr, err = openPull(t, branch)
+		return err
+	})
+	t.Logf("abort to pull request: %.1f s", took.Seconds())
+	for _, part := range []string{bad, "gpu-health-check"} {
+		if !strings.Contains(pr.Body, part) {
+			t.Errorf("the pull request does not say %q:\n%s", part, pr.Body)
+		}
+	}
+	merge(t, pr)
+	g.run(t, "pull", "--quiet", "--rebase", "origin", "main")
+	for file, digest := range map[string]string{"apps/" + workerApp + "/" + cluster + ".yaml": good[strings.Index(good, "sha256:"):], "components/policies/manifests/quarantine.yaml": bad} {
+		text, err := os.ReadFile(filepath.Join(g.dir, file))
+		if err != nil || !strings.Contains(string(text), digest) {
+			t.Errorf("%s does not name %s: %v\n%s", file, digest, err, text)
+		}
+	}
+	eventually(t, "Oregon to be healthy on the last good worker", 3*time.Minute, func() error {
+		if now := runningWorker(t, cluster); now != good {
+			return fmt.Errorf("Git still names %s", now)
+		}
+		return healthy(t)
+	})
+	refuses(t, cluster, workerRepositories[cluster]+"@"+bad, "[Quarantined]")
+}
+
+// releaseWorker brings a change of the worker to Oregon as a developer does, and returns the
+// new image's digest once the Rollout wants it.
+func releaseWorker(t *testing.T, change string) string {
+	t.Helper()
+	source := checkout{filepath.Join(t.TempDir(), "source"), "omnivision"}
+	source.clone(t)
+	source.edit(t, "worker/worker.go", func(s string) string { return s + "\n" + change + "\n" })
+	var pr pullRequest
+	eventually(t, "the pull request of the push", 10*time.Minute, func() (err error) {
+		if err := failedJobs(t, "omnivision"); err != nil {
+			t.Fatal(err)
+		}
+		pr, err = openPull(t, "release/"+workerApp+"/wave-1")
+		return err
+	})
+	digest := regexp.MustCompile("`(sha256:[0-9a-f]{64})`").FindStringSubmatch(pr.Body)
+	if digest == nil {
+		t.Fatalf("the pull request names no digest:\n%s", pr.Body)
+	}
+	merge(t, pr)
+	eventually(t, digest[1]+" in Oregon's Rollout", 2*time.Minute, func() error {
+		if image := kubectl(t, "cluster-aws", "get", "rollout", workerRollout, "-n", "omnivision", "-o", "jsonpath={.spec.template.spec.containers[0].image}"); !strings.HasSuffix(image, digest[1]) {
+			return fmt.Errorf("it names %s", image)
+		}
+		return nil
+	})
+	return digest[1]
+}
+
+// tripCanary raises an Xid that software causes on the GPU of the canary's Pod.
+func tripCanary(t *testing.T, cluster string) {
+	t.Helper()
+	var canary string
+	eventually(t, "the canary's Pod", 3*time.Minute, func() error {
+		hash := kubectl(t, cluster, "get", "rollout", workerRollout, "-n", "omnivision", "-o", "jsonpath={.status.currentPodHash}")
+		canary = kubectl(t, cluster, "get", "pods", "-n", "omnivision", "-l", "app.kubernetes.io/component=worker,rollouts-pod-template-hash="+hash,
+			"--field-selector=status.phase=Running", "-o", `jsonpath={range .items[*]}{.metadata.name}{"\n"}{end}`)
+		if canary, _, _ = strings.Cut(canary, "\n"); canary == "" {
+			return fmt.Errorf("no Pod of %s runs", hash)
+		}
+		return nil
+	})
+	eventually(t, "the canary's GPU", time.Minute, func() error {
+		lines := strings.Split(strings.TrimSpace(omnivision(t, "gpu", "list", "--cluster", cluster)), "\n")
+		for index, line := range lines[1:] {
+			if strings.Contains(line, "omnivision/"+canary) {
+				omnivision(t, "gpu", "xid", "--cluster", cluster, strconv.Itoa(index), "31")
+				return nil
+			}
+		}
+		return fmt.Errorf("no GPU is of %s:\n%s", canary, strings.Join(lines, "\n"))
+	})
+}
