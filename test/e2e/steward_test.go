@@ -40,7 +40,7 @@ func testAbortHealsGit(t *testing.T) {
 		return err
 	})
 	t.Logf("abort to pull request: %.1f s", took.Seconds())
-	for _, part := range []string{bad, "gpu-health-check"} {
+	for _, part := range []string{bad, "worker-cuda-errors"} {
 		if !strings.Contains(pr.Body, part) {
 			t.Errorf("the pull request does not say %q:\n%s", part, pr.Body)
 		}
