@@ -2,10 +2,6 @@ package gate_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -37,40 +33,24 @@ import (
 	"github.com/omnivision/omnivision/localfleet/edge/apiservertest"
 )
 
-// benchJudge is who judges in the benchmark.
-func benchJudge() gate.Judge { return newRemembering() }
+// coldSize is how many digests the gate of the cold rows keeps. Of coldImages that are asked about in turn each is
+// forgotten before its next turn, so that every create costs a verification, and more of them than creates in
+// flight, so that none waits for another's.
+const (
+	coldSize   = 1
+	coldImages = 2 * closedWith
+)
 
-// remembering stands for a Judge: what it knows it answers at once, and what it does not know costs one
-// verification of a signature. It asks no registry.
-type remembering struct {
-	known     sync.Map
-	key       *ecdsa.PrivateKey
-	signature []byte
-}
+// trustedRoot is the file of who signs, among those of a role.
+const trustedRoot = "trusted_root.json"
 
-func newRemembering() *remembering {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+// benchJudge is who judges in the benchmark: the gate's own Judge, which reads the registry of the benchmark.
+func benchJudge(dir string, size int) (gate.Judge, error) {
+	root, err := os.ReadFile(filepath.Join(dir, trustedRoot))
 	if err != nil {
-		panic(err)
+		return nil, err
 	}
-	sum := sha256.Sum256(nil)
-	signature, err := ecdsa.SignASN1(rand.Reader, key, sum[:])
-	if err != nil {
-		panic(err)
-	}
-	return &remembering{key: key, signature: signature}
-}
-
-func (r *remembering) Judge(_ context.Context, image gate.Image) gate.Verdict {
-	v := gate.Verdict{Image: image.Reference, Digest: digest, Allowed: true, Policies: []string{"platform"}, Source: gate.FromCache}
-	if _, named, ok := strings.Cut(image.Reference, "@"); ok {
-		v.Digest = named
-	}
-	if _, known := r.known.LoadOrStore(image.Reference, true); !known {
-		sum := sha256.Sum256(nil)
-		v.Source, v.Allowed = gate.FromVerified, ecdsa.VerifyASN1(&r.key.PublicKey, sum[:], r.signature)
-	}
-	return v
+	return realJudge(root, size)
 }
 
 // emptyPair answers yes without looking: the least that a mutating and a validating webhook can cost.
@@ -103,11 +83,15 @@ func TestMain(m *testing.M) {
 }
 
 func serveRole(role string) error {
-	handler := emptyPair()
-	if role == "gate" {
-		handler = webhook.New(webhook.Options{Judge: benchJudge(), Audit: slog.New(slog.NewJSONHandler(os.Stdout, nil))}).Handler()
-	}
 	dir := os.Getenv(filesVariable)
+	handler := emptyPair()
+	if size, gated := map[string]int{"gate": 0, "cold": coldSize}[role]; gated {
+		j, err := benchJudge(dir, size)
+		if err != nil {
+			return err
+		}
+		handler = webhook.New(webhook.Options{Judge: j, Audit: slog.New(slog.NewJSONHandler(os.Stdout, nil))}).Handler()
+	}
 	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key"))
 	if err != nil {
 		return err
@@ -160,19 +144,23 @@ func BenchmarkAdmission(b *testing.B) {
 	check(b, err)
 	authority, err := ca.LoadOrCreate(b.TempDir())
 	check(b, err)
-	empty, gated := startRole(b, "empty", authority), startRole(b, "gate", authority)
+	site := newSite(b)
+	empty, gated, cold := startRole(b, "empty", authority, site.root), startRole(b, "gate", authority, site.root), startRole(b, "cold", authority, site.root)
 	register(b, client, "empty", empty.address, authority.CertPEM(), false)
 	register(b, client, "gate", gated.address, authority.CertPEM(), true)
+	register(b, client, "cold", cold.address, authority.CertPEM(), true)
 	same := func(image string) func(int64) []string { return func(int64) []string { return []string{image, image} } }
-	fresh := func(i int64) []string {
-		return []string{fmt.Sprintf("ghcr.io/omnivision/worker:1@sha256:%064x", time.Now().UnixNano()+i)}
+	releases := make([]string, coldImages)
+	for i := range releases {
+		releases[i] = site.release(b, fmt.Sprintf("1.4.%d", i))
 	}
+	byDigest, byTag := releases[0], site.repository.Tag("1.4.0").String()
 	all := []*scenario{
-		{name: "no webhook", label: "none", images: same(signed)},
-		{name: "empty pair", label: "empty", images: same(signed), process: empty},
-		{name: "gate, digests, cached", label: "gate", images: same(signed), process: gated},
-		{name: "gate, tags, cached", label: "gate", images: same("ghcr.io/omnivision/worker:1"), process: gated},
-		{name: "gate, digests, cold", label: "gate", images: fresh, process: gated},
+		{name: "no webhook", label: "none", images: same(byDigest)},
+		{name: "empty pair", label: "empty", images: same(byDigest), process: empty},
+		{name: "gate, digests, cached", label: "gate", images: same(byDigest), process: gated},
+		{name: "gate, tags, cached", label: "gate", images: same(byTag), process: gated},
+		{name: "gate, digests, cold", label: "cold", images: func(i int64) []string { return []string{releases[i%coldImages]} }, process: cold},
 	}
 	for _, s := range all {
 		s.closed(b, client, time.Second) // warm
@@ -185,7 +173,7 @@ func BenchmarkAdmission(b *testing.B) {
 			s.cpu += s.process.cpu() - before
 		}
 	}
-	report(b, all)
+	printTable(b, all)
 }
 
 func (s *scenario) create(client kubernetes.Interface, i int64) error {
@@ -250,7 +238,7 @@ const (
 	minRateRatio  = 0.8                   // of the empty pair's throughput
 )
 
-func report(b *testing.B, all []*scenario) {
+func printTable(b *testing.B, all []*scenario) {
 	none, empty := all[0], all[1]
 	var table strings.Builder
 	fmt.Fprintf(&table, "\n%-24s %9s %9s %11s %11s %11s %10s %10s %9s %8s %7s\n", "", "p50", "p99", "p50 added", "p99 added", "x empty p50", "creates/s", "x empty", "CPU/create", "RSS", "failed")
@@ -294,8 +282,9 @@ type process struct {
 	pid     int
 }
 
-func startRole(b *testing.B, role string, authority *ca.Authority) *process {
+func startRole(b *testing.B, role string, authority *ca.Authority, root []byte) *process {
 	dir := b.TempDir()
+	check(b, os.WriteFile(filepath.Join(dir, trustedRoot), root, 0o600))
 	_, err := authority.IssueFiles(filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key"), ca.Request{CommonName: role, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}})
 	check(b, err)
 	l := listen(b)
