@@ -277,7 +277,7 @@ func (g git) commit(ctx context.Context, tree, message string, parents ...string
 }
 
 func (g git) send(ctx context.Context, url, branch, commit string) (Push, error) {
-	_, err := g.run(ctx, "push", "--quiet", url, commit+":refs/heads/"+branch)
+	err := g.push(ctx, url, commit+":refs/heads/"+branch)
 	return Push{Commit: commit, Pushed: err == nil}, err
 }
 
@@ -290,6 +290,29 @@ func (s *Server) PushRepository(ctx context.Context, gitDir string, name forge.N
 	if err != nil {
 		return err
 	}
-	_, err = g.run(ctx, "push", "--quiet", "--force", s.gitURL(name), "refs/heads/*:refs/heads/*", "refs/tags/*:refs/tags/*")
+	err = g.push(ctx, "--force", s.gitURL(name), "refs/heads/*:refs/heads/*", "refs/tags/*:refs/tags/*")
 	return describe(err, "push %s to %s", gitDir, name)
+}
+
+// How long another push may hold the references, and how often they are tried.
+const (
+	lockedLimit = 15 * time.Second
+	lockedPause = 250 * time.Millisecond
+)
+
+// push pushes. What a client began that was killed meanwhile goes on at the server, and holds
+// the references until it is through: then the same push finds nothing left to do.
+func (g git) push(ctx context.Context, args ...string) error {
+	deadline := time.Now().Add(lockedLimit)
+	for {
+		_, err := g.run(ctx, append([]string{"push", "--quiet"}, args...)...)
+		if err == nil || !strings.Contains(err.Error(), "cannot lock ref") || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(lockedPause):
+		}
+	}
 }
