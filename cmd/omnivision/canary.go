@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -52,9 +51,7 @@ nothing: a canary would then pause, or abort for no fault of the image.`,
 				return err
 			}
 			if output == "json" {
-				encoder := json.NewEncoder(cmd.OutOrStdout())
-				encoder.SetIndent("", "  ")
-				err = encoder.Encode(report)
+				err = printJSON(cmd.OutOrStdout(), report)
 			} else {
 				err = report.Write(cmd.OutOrStdout())
 			}

@@ -23,8 +23,9 @@ Sigstore's services are the local fleet's own servers, their certificates are
 trusted, and nothing else can be reached. Only the command and what it starts
 see it so; the machine stays as it is.
 
-BuildKit is built at the first call, which takes a while, and started. The command finds them, the programs of the fleet in its PATH, and
-in ` + forgeTokenVariable + ` a token that may open pull requests.`,
+BuildKit is built at the first call, which takes a while, and started. The command
+finds it and the fleet's Sigstore, the programs of the fleet in its PATH, and in
+` + forgeTokenVariable + ` a token that may open pull requests.`,
 		Example: `  omnivision inside -- omnivision release --app omnivision-worker
   omnivision inside -- git clone https://github.com/omnivision/omnivision-gitops.git
   omnivision inside -- sh -c 'cosign verify --trusted-root "$OMNIVISION_TRUSTED_ROOT" …'`,

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -20,53 +18,11 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/omnivision/omnivision/fleet"
-	"github.com/omnivision/omnivision/localfleet/controlplane"
+	"github.com/omnivision/omnivision/localfleet/edge/apiservertest"
 	"github.com/omnivision/omnivision/localfleet/kubeapi"
-	"github.com/omnivision/omnivision/localfleet/netns"
-	"github.com/omnivision/omnivision/localfleet/process"
-	"github.com/omnivision/omnivision/localfleet/topology"
 	"github.com/omnivision/omnivision/steward"
 	"github.com/omnivision/omnivision/steward/observe"
 )
-
-// apiServer starts a control plane, and returns the administrator's access.
-func apiServer(t *testing.T, ctx context.Context) *rest.Config {
-	t.Helper()
-	dir := os.Getenv("OMNIVISION_ENGINES")
-	for _, program := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"} {
-		if _, err := os.Stat(filepath.Join(dir, program)); dir == "" || err != nil {
-			if os.Getenv("CI") != "" {
-				t.Fatalf("%s is not built (OMNIVISION_ENGINES=%s)", program, dir)
-			}
-			t.Skipf("%s is not built: run 'make engines' and set OMNIVISION_ENGINES to the folder of programs", program)
-		}
-	}
-	if os.Geteuid() != 0 {
-		t.Skip("a control plane has a network namespace of its own, which needs root")
-	}
-	cluster := topology.Cluster{
-		ClusterSpec: topology.ClusterSpec{Name: "cluster-test", Cloud: "aws", Region: "us-west-2"},
-		Dir:         t.TempDir(), NetNS: fmt.Sprintf("ovtest-st-%d", os.Getpid()),
-		Address: []byte{10, 98, 1, 2}, ServiceCIDR: "10.96.0.0/16", ServiceIP: []byte{10, 96, 0, 1},
-	}
-	sup := &process.Supervisor{Dir: t.TempDir(), Cgroup: fmt.Sprintf("ovtest-st-%d", os.Getpid())}
-	t.Cleanup(func() {
-		if err := sup.Sweep(context.Background(), ""); err != nil {
-			t.Error(err)
-		}
-		if err := netns.Delete(cluster.NetNS); err != nil {
-			t.Error(err)
-		}
-	})
-	must(t, netns.Ensure(cluster.NetNS))
-	must(t, netns.EnsureAddress(cluster.NetNS, "lo", "10.98.1.2/32"))
-	plane, err := controlplane.Open(cluster, sup, func(name string) (string, error) { return filepath.Join(dir, name), nil })
-	must(t, err)
-	must(t, plane.Start(ctx))
-	config, err := plane.RESTConfig()
-	must(t, err)
-	return config
-}
 
 func must(t *testing.T, err error) {
 	t.Helper()
@@ -113,7 +69,7 @@ const (
 func TestStewardWorksWithItsRightsAndNoOthers(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	admin := apiServer(t, ctx)
+	admin := apiservertest.Start(t).Config
 	client, err := kubeapi.New(admin, "test")
 	must(t, err)
 	apply := func(objects ...*unstructured.Unstructured) {

@@ -1,36 +1,22 @@
 package main
 
 import (
-	"bufio"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/omnivision/omnivision/internal/buildcontext"
 )
 
-// The image is built from an allow-list. A package that is missing from it
-// would break the build only where images are built.
 func TestTheBuildContextHoldsEveryPackageOfTheImage(t *testing.T) {
-	const module = "github.com/omnivision/omnivision/"
-	allowed := allowList(t, "Dockerfile.dockerignore")
 	for target, cgo := range targets {
 		packages := dependencies(t, cgo)
-		for _, pkg := range packages {
-			dir, ours := strings.CutPrefix(pkg, module)
-			if ours && !within(dir, allowed) {
-				t.Errorf("package %s of target %s is not in the build context; add !%s to Dockerfile.dockerignore", pkg, target, dir)
-			}
-		}
+		buildcontext.Check(t, packages)
 		if has := slices.Contains(packages, "github.com/NVIDIA/go-nvml/pkg/nvml"); has != (target == "worker") {
 			t.Errorf("target %s has NVML: %t", target, has)
-		}
-	}
-	for _, file := range []string{"go.mod", "go.sum"} {
-		if !within(file, allowed) {
-			t.Errorf("%s is not in the build context", file)
 		}
 	}
 }
@@ -83,30 +69,4 @@ func TestTheDockerfilesTargetsAreWhatTheirNamesSay(t *testing.T) {
 	if strings.Contains(string(text), "NVIDIA_VISIBLE_DEVICES=") {
 		t.Error("the image claims GPUs that it was not granted")
 	}
-}
-
-func allowList(t *testing.T, path string) (allowed []string) {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for s := bufio.NewScanner(f); s.Scan(); {
-		if dir, ok := strings.CutPrefix(s.Text(), "!"); ok {
-			allowed = append(allowed, dir)
-		}
-	}
-	return allowed
-}
-
-func within(path string, dirs []string) bool {
-	for ; path != "."; path = filepath.Dir(path) {
-		for _, d := range dirs {
-			if path == d {
-				return true
-			}
-		}
-	}
-	return false
 }
