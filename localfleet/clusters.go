@@ -68,12 +68,19 @@ func (f *Fleet) nodes(ctx context.Context, _ func(string)) error {
 		return err
 	}
 	return f.eachCluster(ctx, func(ctx context.Context, c topology.Cluster) error {
+		var started []node.Config
 		for _, n := range c.Nodes {
 			config, err := f.nodeConfig(c, n, edge)
 			if err != nil {
 				return err
 			}
 			if err := node.Start(ctx, f.sup, config); err != nil {
+				return err
+			}
+			started = append(started, config)
+		}
+		for _, config := range started {
+			if err := node.AwaitProxy(ctx, f.sup, config); err != nil {
 				return err
 			}
 		}

@@ -64,6 +64,7 @@ type Fleet struct {
 	made        []*image.Image
 	mirrors     []mirrored
 	releases    map[string]fleet.Release // by image repository
+	digests     map[string]string        // of every image, by its production reference
 	substitutes substitutes
 }
 

@@ -95,7 +95,7 @@ func (f *Fleet) packages(ctx context.Context, report func(string)) error {
 // are built at a time, in this order: those that share libraries (Kubernetes with
 // CoreDNS and Prometheus, Rollouts with Traefik) are apart, so that the later one
 // finds them compiled.
-var engineNames = []string{"kubernetes", "gitea", "rollouts", "registry", "runner", "traefik", "prometheus", "coredns", "rekor", "sigstore", "trivy"}
+var engineNames = []string{"kubernetes", "gitea", "rollouts", "registry", "runner", "traefik", "prometheus", "coredns", "rekor", "sigstore", "trivy", "loki", "fluent-operator"}
 
 func newStore(options Options) *engine.Store {
 	return &engine.Store{

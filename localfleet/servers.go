@@ -215,14 +215,33 @@ func (f *Fleet) releaseComponents(dir string) error {
 		return err
 	}
 	for _, component := range components {
+		release, served := f.componentRelease(component)
+		if !served {
+			continue
+		}
 		err := rewrite(filepath.Join(dir, component.File), func(before []byte) ([]byte, error) {
-			return fleet.SetComponentImage(before, component, f.releases[path.Base(component.Name)])
+			return fleet.SetComponentImage(before, component, release)
 		})
 		if err != nil {
 			return fmt.Errorf("write the release of %s: %w", component.Name, err)
 		}
 	}
 	return nil
+}
+
+// componentRelease is what a component is to run here: an image of this project at the
+// version that was built, one of upstream's by the digest that this fleet serves, unless Git
+// already names one.
+func (f *Fleet) componentRelease(component fleet.ComponentImage) (fleet.Release, bool) {
+	if image.Own(component.Name) {
+		release, ok := f.releases[path.Base(component.Name)]
+		return release, ok
+	}
+	if component.Release.Digest != "" {
+		return fleet.Release{}, false
+	}
+	digest, ok := f.digests[component.Name+":"+component.Release.Tag]
+	return fleet.Release{Tag: component.Release.Tag, Digest: digest}, ok
 }
 
 func writeRelease(path string, app fleet.App, release fleet.Release) error {
@@ -299,7 +318,9 @@ func (f *Fleet) imageReferences(tag string) ([]string, error) {
 		return nil, err
 	}
 	for _, component := range components {
-		references = append(references, component.Name+":"+tag)
+		if image.Own(component.Name) {
+			references = append(references, component.Name+":"+tag)
+		}
 	}
 	for _, cluster := range f.Tree.Clusters {
 		for _, app := range f.Tree.Apps {
@@ -309,13 +330,13 @@ func (f *Fleet) imageReferences(tag string) ([]string, error) {
 	return references, nil
 }
 
-// components lists the images of this project that components of the tree run.
+// components lists the images that components of the tree name apart from their manifests.
 func (f *Fleet) components() ([]fleet.ComponentImage, error) {
 	all, err := fleet.ComponentImages(os.DirFS(filepath.Join(f.Source, treeDir)))
 	if err != nil {
 		return nil, fmt.Errorf("list the components' images: %w", err)
 	}
-	return slices.DeleteFunc(all, func(c fleet.ComponentImage) bool { return !image.Own(c.Name) }), nil
+	return all, nil
 }
 
 func (f *Fleet) imageBuilder(report func(string)) *image.Builder {
@@ -360,7 +381,7 @@ func (f *Fleet) images(ctx context.Context, report func(string)) error {
 // recordReleases notes the digest of each image of this project, which is the same in every
 // registry.
 func (f *Fleet) recordReleases(tag string) error {
-	f.releases = map[string]fleet.Release{}
+	f.releases, f.digests = map[string]fleet.Release{}, map[string]string{}
 	for _, made := range f.made {
 		if made.Substitute != "" {
 			f.substitute("image "+made.Reference, made.Substitute)
@@ -369,6 +390,7 @@ func (f *Fleet) recordReleases(tag string) error {
 		if err != nil {
 			return fmt.Errorf("digest of %s: %w", made.Reference, err)
 		}
+		f.digests[made.Reference] = digest.String()
 		if repository, ok := strings.CutSuffix(made.Reference, ":"+tag); ok && image.Own(repository) {
 			f.releases[path.Base(repository)] = fleet.Release{Tag: tag, Digest: digest.String()}
 		}

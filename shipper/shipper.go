@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -97,8 +98,8 @@ func (s *Shipper) Reload(ctx context.Context) error {
 // Run ships until ctx is done. Then it reads what is left, and has the configuration's Grace to deliver it; what is not
 // delivered stays in the buffer.
 func (s *Shipper) Run(ctx context.Context) error {
-	config, err := ReadConfig(s.path, os.Getenv)
-	if err != nil {
+	config, err := s.firstConfig(ctx)
+	if err != nil || config == nil {
 		return err
 	}
 	stopHTTP, err := s.serve(config)
@@ -114,6 +115,26 @@ func (s *Shipper) Run(ctx context.Context) error {
 		}
 		config = next
 	}
+}
+
+// firstConfig waits for the configuration, which in a new namespace may come after the first Pod. It is nil at the end.
+func (s *Shipper) firstConfig(ctx context.Context) (*Config, error) {
+	config, err := ReadConfig(s.path, os.Getenv)
+	if !errors.Is(err, fs.ErrNotExist) || s.options.Watch < 0 {
+		return config, err
+	}
+	s.options.Log.Warn("waiting for the configuration", "file", s.path)
+	tick := time.NewTicker(s.options.Watch)
+	defer tick.Stop()
+	for errors.Is(err, fs.ErrNotExist) {
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-tick.C:
+		}
+		config, err = ReadConfig(s.path, os.Getenv)
+	}
+	return config, err
 }
 
 // runWith ships with one configuration and returns the next one, or nil at the end.

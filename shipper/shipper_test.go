@@ -542,6 +542,21 @@ func TestChangedFileIsReloadedByItself(t *testing.T) {
 	}
 }
 
+// A Pod may start before its namespace has the configuration.
+func TestConfigurationMayComeLater(t *testing.T) {
+	p := newPod(t, newLoki(t))
+	later := p.config + ".later"
+	if err := os.Rename(p.config, later); err != nil {
+		t.Fatal(err)
+	}
+	p.numbered("main/0.log", 0, 3)
+	p.start(func(o *Options) { o.Watch = time.Millisecond })
+	if err := os.Rename(later, p.config); err != nil {
+		t.Fatal(err)
+	}
+	each(t, p.loki.entries(3), 3)
+}
+
 func TestLongAndBinaryLines(t *testing.T) {
 	p := newPod(t, newLoki(t))
 	long := strings.Repeat("0123456789abcdef", 1<<16) // 1 MiB
@@ -646,7 +661,7 @@ func TestProgramEndsWithAConfigurationThatItDoesNotUnderstand(t *testing.T) {
 	if err := New(p.config, Options{}).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "kafka") {
 		t.Errorf("error %v", err)
 	}
-	if err := New(filepath.Join(p.dir, "none"), Options{}).Run(t.Context()); !errors.Is(err, os.ErrNotExist) {
+	if err := New(filepath.Join(p.dir, "none"), Options{Watch: -1}).Run(t.Context()); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("error %v", err)
 	}
 }

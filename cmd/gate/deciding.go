@@ -30,7 +30,6 @@ import (
 type deciding struct {
 	judge      gate.Judge
 	mutators   []webhook.Mutator
-	injectors  []webhook.Mutator
 	collectors []prometheus.Collector
 	ready      func() error                    // nil once policies are read
 	run        func(ctx context.Context) error // until the context ends

@@ -54,6 +54,7 @@ type options struct {
 	admitted                   string
 	trust                      string
 	google                     bool
+	sidecar, cluster, region   string
 	drainDelay, drainTimeout   time.Duration
 	logLevel                   slog.Level
 	showVersion                bool
@@ -88,6 +89,9 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (options
 	fs.StringVar(&o.namespace, "namespace", getenv("POD_NAMESPACE"), "`name` of the gate's own namespace, by default $POD_NAMESPACE")
 	fs.StringVar(&o.service, "service", "omnivision-gate", "`name` of the gate's Service: the certificate is for it")
 	fs.StringVar(&o.secret, "certificate-secret", "omnivision-gate-certificate", "`name` of the Secret that keeps CA and certificate")
+	fs.StringVar(&o.sidecar, "sidecar-image", getenv("OMNIVISION_SIDECAR_IMAGE"), "`image` of the log sidecar, pinned by digest, by default $OMNIVISION_SIDECAR_IMAGE; without it no Pod gets one")
+	fs.StringVar(&o.cluster, "cluster", getenv("OMNIVISION_CLUSTER"), "`name` of the cluster, a label of every log line; by default $OMNIVISION_CLUSTER")
+	fs.StringVar(&o.region, "region", getenv("OMNIVISION_REGION"), "`name` of its region, likewise; by default $OMNIVISION_REGION")
 	fs.StringVar(&o.configuration, "webhook-configuration", "omnivision-gate", "`name` of the Mutating- and of the ValidatingWebhookConfiguration that get the CA")
 	fs.StringVar(&o.admitted, "admitted-configmap", "omnivision-gate-admitted", "`name` of the ConfigMap that keeps what this cluster admitted, for outages of the registry")
 	fs.StringVar(&o.trust, "trust", "/etc/omnivision/trust/public:/etc/omnivision/trust/own", "`folders`, with : between them, that may hold the trusted_root.json of a Sigstore whose certificates count; one has to")
@@ -150,23 +154,25 @@ func start(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	registry := prometheus.NewRegistry()
+	logging, err := newLogging(o, config, registry, log)
+	if err != nil {
+		return err
+	}
 	events, err := newEvents(background, o, config)
 	if err != nil {
 		return err
 	}
 	metrics := webhook.NewMetrics()
-	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), metrics, keeper)
 	registry.MustRegister(decides.collectors...)
 	hooks := webhook.New(webhook.Options{
-		Judge: decides.judge, Mutators: decides.mutators, Injectors: decides.injectors, Audit: log, Metrics: metrics, Events: events,
+		Judge: decides.judge, Mutators: decides.mutators, Injectors: logging.injectors, Audit: log, Metrics: metrics, Events: events,
 	})
 	replica := server.Replica{
 		Webhook: hooks, Keeper: keeper, Ready: decides.ready, Registry: registry, Log: log, DrainDelay: o.drainDelay, DrainTimeout: o.drainTimeout,
 	}
-	if decides.run != nil {
-		replica.Background = append(replica.Background, decides.run)
-	}
+	replica.Background = append(replica.Background, decides.run, logging.run)
 	if replica.Listener, err = net.Listen("tcp", o.listen); err != nil {
 		return fmt.Errorf("opening --listen: %w", err)
 	}

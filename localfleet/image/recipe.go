@@ -83,6 +83,8 @@ const (
 	// compares them.
 	redisReference = "public.ecr.aws/docker/library/redis:8.10.1-alpine"
 	pauseReference = "registry.k8s.io/pause:3.10.1"
+	// fluentBitReference is the log sidecar's, as components/gate names it.
+	fluentBitReference = "ghcr.io/fluent/fluent-operator/fluent-bit:4.1.1"
 )
 
 // Names of this project's own images. Their registry differs from cloud to
@@ -92,6 +94,7 @@ const (
 	uiImage            = "omnivision-ui"
 	gateImage          = "omnivision-gate"
 	stewardImage       = "omnivision-steward"
+	podlogsImage       = "omnivision-podlogs"
 	gpuSubstituteImage = "gpu-substitute"
 )
 
@@ -106,7 +109,7 @@ const capNetBindService = "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\
 // checkout have.
 func Catalogue(source string) ([]Recipe, error) {
 	store := &engine.Store{Source: source}
-	builds, err := store.Resolve("kubernetes", "coredns", "traefik", "prometheus", "rollouts")
+	builds, err := store.Resolve("kubernetes", "coredns", "traefik", "prometheus", "rollouts", "loki", "fluent-operator")
 	if err != nil {
 		return nil, fmt.Errorf("reading the versions of the images: %w", err)
 	}
@@ -118,11 +121,15 @@ func Catalogue(source string) ([]Recipe, error) {
 		traefik(builds[2].Version),
 		prometheus(builds[3].Version),
 		coredns(builds[1].Version),
+		loki(builds[5].Version),
+		fluentOperator(builds[6].Version),
+		fluentBit(),
 		pause(),
 		own(workerImage, "worker", "65532:65532"),
 		own(uiImage, "ui", "65532:65532"),
 		own(gateImage, "gate", "65532:65532"),
 		own(stewardImage, "steward", "65532:65532"),
+		own(podlogsImage, "podlogs", "0:0"),
 		own(gpuSubstituteImage, "gpu-substitute", "0:0"),
 	}, nil
 }
@@ -278,6 +285,55 @@ func coredns(version string) Recipe {
 	}
 }
 
+func loki(version string) Recipe {
+	return Recipe{
+		Reference:  "docker.io/grafana/loki:" + strings.TrimPrefix(version, "v"),
+		Made:       "Loki " + version + ", built from its Go module",
+		Substitute: "Loki " + version + " is built from its Go module",
+		base:       "static",
+		fill: func(f *filler) error {
+			f.program("loki", "usr/bin/loki")
+			f.dir("loki", 0o755, 10001, 10001)
+			return f.err
+		},
+		config: v1.Config{
+			User: "10001", WorkingDir: "/", Entrypoint: []string{"/usr/bin/loki"}, Env: []string{defaultPath},
+			ExposedPorts: map[string]struct{}{"3100/tcp": {}},
+		},
+	}
+}
+
+func fluentOperator(version string) Recipe {
+	return Recipe{
+		Reference:  "ghcr.io/fluent/fluent-operator/fluent-operator:" + version,
+		Made:       "the Fluent Operator " + version + ", built from its Go module",
+		Substitute: "the Fluent Operator " + version + " is built from its Go module",
+		base:       "static",
+		fill: func(f *filler) error {
+			f.program("fluent-manager", "fluent-manager")
+			return f.err
+		},
+		config: v1.Config{
+			User: "65532:65532", WorkingDir: "/", Entrypoint: []string{"/fluent-manager"}, Env: []string{defaultPath},
+		},
+	}
+}
+
+// fluentBit has a program of this project, since Fluent Bit is written in C and no package of it is to be had.
+func fluentBit() Recipe {
+	return Recipe{
+		Reference:  fluentBitReference,
+		Made:       "cmd/shipper of this source",
+		Substitute: "the log sidecars run cmd/shipper, which reads Fluent Bit's configuration and ships to Loki as Fluent Bit does (docs/logging.md)",
+		base:       "static",
+		fill: func(f *filler) error {
+			f.ours("shipper", "usr/local/bin/shipper")
+			return f.err
+		},
+		config: v1.Config{User: "65532:65532", WorkingDir: "/", Entrypoint: []string{"/usr/local/bin/shipper"}, Env: []string{defaultPath}},
+	}
+}
+
 func pause() Recipe {
 	return Recipe{
 		Reference:  pauseReference,
@@ -294,7 +350,7 @@ func pause() Recipe {
 // Own reports whether a repository, without tag, holds an image of this project.
 func Own(repository string) bool {
 	switch path.Base(repository) {
-	case workerImage, uiImage, gateImage, stewardImage, gpuSubstituteImage:
+	case workerImage, uiImage, gateImage, stewardImage, podlogsImage, gpuSubstituteImage:
 		return true
 	}
 	return false
@@ -315,7 +371,7 @@ func own(image, program, user string) Recipe {
 		config: v1.Config{User: user, WorkingDir: "/", Entrypoint: []string{"/usr/local/bin/" + program}, Env: []string{defaultPath}},
 	}
 	switch image {
-	case gateImage, stewardImage:
+	case gateImage, stewardImage, podlogsImage:
 		r.Substitute = image + " is assembled from this source without BuildKit, scan and signature; no gate judges its own namespace"
 		if image == stewardImage {
 			r.base = "argocd" // the packages around Argo CD, of which it wants git

@@ -14,6 +14,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sort"
@@ -251,6 +252,52 @@ func startKubelet(ctx context.Context, sup *process.Supervisor, cfg Config, hold
 		}
 		return conn.Close()
 	})
+}
+
+// proxyAttempts is how often a kube-proxy is started that ends. Upstream's can end on a nil
+// pointer when it hears of its node while it still registers who wants to know
+// (NodeTopologyConfig of v1.37); in a cloud its DaemonSet starts it again.
+const proxyAttempts = 3
+
+// AwaitProxy waits until the node's kube-proxy has written its rules, and starts it again if
+// it ended before.
+func AwaitProxy(ctx context.Context, sup *process.Supervisor, cfg Config) error {
+	name := daemon(cfg.Cluster, cfg.Node, "kube-proxy")
+	holder, ok := sup.Running(daemon(cfg.Cluster, cfg.Node, "mounts"))
+	if !ok {
+		return fmt.Errorf("node %s: nothing holds its mounts", cfg.Node.Name)
+	}
+	client := &http.Client{Transport: &http.Transport{DialContext: netns.Dialer(cfg.Node.NetNS), DisableKeepAlives: true}, Timeout: 2 * time.Second}
+	var err error
+	for range proxyAttempts {
+		if err = startProxy(ctx, sup, cfg, holder); err != nil {
+			break
+		}
+		err = sup.Wait(ctx, name, time.Minute, func(ctx context.Context) error { return askProxy(ctx, client) })
+		if _, runs := sup.Running(name); err == nil || runs {
+			break
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("node %s: %w", cfg.Node.Name, err)
+	}
+	return nil
+}
+
+func askProxy(ctx context.Context, client *http.Client) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:10256/healthz", nil)
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return fmt.Errorf("waiting for its health port: %w", err)
+	}
+	defer response.Body.Close() //nolint:errcheck // its status is what is asked for
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("waiting for its first rules: it answers %s", response.Status)
+	}
+	return nil
 }
 
 // setForwarding lets the node route between its Pods and its network card.
