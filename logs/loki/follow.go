@@ -14,8 +14,8 @@ const page = 5000
 func (c *Client) Latest(ctx context.Context, query string, start, end time.Time, limit int) ([]Entry, error) {
 	var found []Entry
 	seen := map[string]bool{}
-	for len(found) < limit && end.After(start) {
-		size := min(page, limit-len(found))
+	// A later page begins with some that are known, so each is a whole one.
+	for size := min(page, limit); len(found) < limit && end.After(start); size = page {
 		entries, err := c.Query(ctx, query, start, end, size, true)
 		if err != nil {
 			return nil, err

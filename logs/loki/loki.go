@@ -50,6 +50,14 @@ func Selector(labels map[string]string) string {
 	return "{" + strings.Join(matchers, ",") + "}"
 }
 
+// Containing is a LogQL line filter for a text, to the letter; none for the empty one.
+func Containing(text string) string {
+	if text == "" {
+		return ""
+	}
+	return " |= " + strconv.Quote(text)
+}
+
 // Query are the lines that a LogQL query selects in [start, end), the oldest first, at most limit of them: the newest
 // ones if newest is set, else the oldest.
 func (c *Client) Query(ctx context.Context, query string, start, end time.Time, limit int, newest bool) ([]Entry, error) {

@@ -3,98 +3,23 @@ package loki_test
 import (
 	"context"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/omnivision/omnivision/logs/loki"
+	"github.com/omnivision/omnivision/logs/loki/lokitest"
 	"github.com/omnivision/omnivision/shipper"
 )
 
 const limit = 2 * time.Minute
 
-// port is one that nobody listens on now.
-func port(t *testing.T) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	_, number, err := net.SplitHostPort(listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return number
-}
-
-// realLoki runs upstream's program with the tree's own configuration, and waits until it is ready.
-func realLoki(t *testing.T) (number string) {
-	t.Helper()
-	engines := os.Getenv("OMNIVISION_ENGINES")
-	if engines == "" {
-		t.Skip("OMNIVISION_ENGINES does not say where Loki's program is; make engines builds it")
-	}
-	text, err := os.ReadFile("../../omnivision-gitops/components/loki/manifests/loki.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	number = port(t)
-	replaced := strings.NewReplacer(": /loki", ": "+dir, "http_listen_port: 3100", "http_listen_port: "+number, "grpc_listen_port: 9095", "grpc_listen_port: "+port(t))
-	config := filepath.Join(dir, "loki.yaml")
-	if err := os.WriteFile(config, []byte(replaced.Replace(string(text))), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var said strings.Builder
-	cmd := exec.Command(filepath.Join(engines, "loki"), "-config.file="+config, "-config.expand-env=true", "-server.http-listen-address=127.0.0.1", "-server.grpc-listen-address=127.0.0.1")
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("start Loki: %v", err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case <-ended:
-		case <-time.After(30 * time.Second):
-			_ = cmd.Process.Kill()
-			<-ended
-		}
-	})
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	defer cancel()
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		if response, err := http.Get("http://127.0.0.1:" + number + "/ready"); err == nil {
-			response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				return number
-			}
-		}
-		select {
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("Loki ended: %v\n%s", err, said.String())
-		case <-ctx.Done():
-			t.Fatalf("Loki was not ready within %s", limit)
-		case <-tick.C:
-		}
-	}
-}
-
 // The tree's configurations of both sides fit: what the sidecar ships is in Loki, with labels and structured metadata, a
 // line of 1 MiB and binary garbage included, and is counted as delivered.
 func TestShippedLinesAreInARealLoki(t *testing.T) {
-	number := realLoki(t)
+	server := lokitest.Start(t, "../..")
 	dir := t.TempDir()
 	for _, d := range []string{"config", "logs/main"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
@@ -102,7 +27,7 @@ func TestShippedLinesAreInARealLoki(t *testing.T) {
 		}
 	}
 	replacer := strings.NewReplacer("/var/log/pod", filepath.Join(dir, "logs"), "/var/lib/fluent-bit", filepath.Join(dir, "state"), "/fluent-bit/config", filepath.Join(dir, "config"),
-		"loki.logging.svc", "127.0.0.1", "port    3100", "port    "+number, "Http_Server    true", "Http_Server    false", "Flush    1", "Flush    0.1")
+		"loki.logging.svc", "127.0.0.1", "port    3100", "port    "+server.Port, "Http_Server    true", "Http_Server    false", "Flush    1", "Flush    0.1")
 	for _, name := range []string{"parsers.conf", "parsers_multiline.conf", "fluent-bit.conf"} {
 		text, err := os.ReadFile(filepath.Join("../../gate/logconfig/testdata", name))
 		if err != nil {
@@ -146,7 +71,7 @@ func TestShippedLinesAreInARealLoki(t *testing.T) {
 	go func() {
 		ended <- shipper.New(filepath.Join(dir, "config/fluent-bit.conf"), shipper.Options{}).Run(shipping)
 	}()
-	client := &loki.Client{URL: "http://127.0.0.1:" + number}
+	client := &loki.Client{URL: server.URL}
 	var got []loki.Entry
 	following, enough := context.WithCancel(ctx)
 	defer enough()
@@ -172,8 +97,20 @@ func TestShippedLinesAreInARealLoki(t *testing.T) {
 	if err != nil || len(found) != 1 {
 		t.Errorf("the fields of JSON: %v, %v", found, err)
 	}
-	counts, err := client.Delivered(ctx, "omnivision", 10*time.Minute)
-	if n := counts[loki.Source{Namespace: "omnivision", Pod: "worker-0", Container: "main"}]; err != nil || n != lines+2 {
-		t.Errorf("%d counted as delivered: %v", n, err)
+	worker := loki.Source{Namespace: "omnivision", Pod: "worker-0", Container: "main"}
+	if delivered, err := client.Delivered(ctx, "omnivision", 10*time.Minute); err != nil || !delivered[worker] || len(delivered) != 1 {
+		t.Errorf("delivered are %v: %v", delivered, err)
+	}
+	// Its lines are a minute old.
+	if delivered, err := client.Delivered(ctx, "omnivision", time.Second); err != nil || delivered[worker] {
+		t.Errorf("delivered within the last second: %v, %v", delivered, err)
+	}
+	if latest, err := client.Latest(ctx, loki.Everything, start, time.Now(), lines); err != nil || len(latest) != lines || latest[lines-1].Line != long {
+		t.Errorf("%d of the latest %d lines: %v", len(latest), lines, err)
+	}
+	for text, want := range map[string]int{`"n":777,`: 1, "\x00garbage": 1, "`": 0, `\`: 0, "\ufffd": 1, `" or "`: 0} {
+		if found, err := client.Query(ctx, loki.Everything+loki.Containing(text), start, time.Now(), 10, true); err != nil || len(found) != want {
+			t.Errorf("%q is in %d lines, want %d: %v", text, len(found), want, err)
+		}
 	}
 }
