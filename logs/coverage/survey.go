@@ -1,6 +1,7 @@
 package coverage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,8 +28,8 @@ const (
 	DefaultSettle = 30 * time.Second
 )
 
-// page is how many Pods are listed at once.
-const page = 500
+// pageSize is how many Pods are listed at once.
+const pageSize = 500
 
 // Survey looks at every labelled namespace of a cluster once: it costs a list of namespaces, and for each of them a list
 // of Pods by pages and one question to Loki. It needs list on namespaces and pods.
@@ -38,6 +39,8 @@ type Survey struct {
 	Delivery Delivery
 	// Within is what counts as lately, Settle how old a Pod must be to count. Zero values are the defaults.
 	Within, Settle time.Duration
+
+	page int64 // pageSize unless a test wants less
 }
 
 // NewClient is a client without a cache that knows Pods, namespaces and evictions.
@@ -67,13 +70,7 @@ func (s Survey) Namespaces(ctx context.Context) (names []string, err error) {
 
 // Namespace measures one. Without Loki's answer the sidecars are measured all the same.
 func (s Survey) Namespace(ctx context.Context, name string, now time.Time) (Report, error) {
-	within, settle := s.Within, s.Settle
-	if within == 0 {
-		within = DefaultWithin
-	}
-	if settle == 0 {
-		settle = DefaultSettle
-	}
+	within, settle, page := cmp.Or(s.Within, DefaultWithin), cmp.Or(s.Settle, DefaultSettle), cmp.Or(s.page, pageSize)
 	delivered, lokiErr := s.Delivery.Delivered(ctx, name, within)
 	report := newReport(name)
 	for next := ""; ; {

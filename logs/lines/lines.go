@@ -126,6 +126,9 @@ func (r *Reader) Follow(ctx context.Context, since time.Time, limit int, pace Pa
 	defer cancel()
 	until := time.Now()
 	first := r.latest(ctx, since, until, limit)
+	if ctx.Err() != nil {
+		return 0, nil
+	}
 	arrived := make(chan batch)
 	var lines []Line
 	problems := make([]error, len(r.Sources))

@@ -145,10 +145,19 @@ func (c *Client) get(ctx context.Context, path string, parameters url.Values, in
 	case len(text) > maxAnswer:
 		return fmt.Errorf("the answer of Loki at %s is larger than %d MiB: ask for fewer lines", c.URL, maxAnswer>>20)
 	case response.StatusCode != http.StatusOK:
-		return fmt.Errorf("the Loki at %s answered %d to %s: %.300s", c.URL, response.StatusCode, parameters.Get("query")+parameters.Get("match[]"), text)
+		return fmt.Errorf("the Loki at %s answered %d to %s: %.300s", c.URL, response.StatusCode, parameters.Get("query")+parameters.Get("match[]"), said(text))
 	}
 	if err := json.Unmarshal(text, into); err != nil {
 		return fmt.Errorf("read the answer of Loki at %s: %w", c.URL, err)
 	}
 	return nil
+}
+
+// said is the message in an answer of the API server in Loki's place, or else the answer.
+func said(text []byte) string {
+	var status struct{ Kind, Message string }
+	if err := json.Unmarshal(text, &status); err == nil && status.Kind == "Status" {
+		return status.Message
+	}
+	return string(text)
 }
