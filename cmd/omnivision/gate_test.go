@@ -2,8 +2,6 @@ package main
 
 import (
 	"errors"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -12,7 +10,7 @@ import (
 )
 
 func TestClustersAreThoseOfTheFlags(t *testing.T) {
-	t.Setenv("KUBECONFIG", writeKubeconfig(t, "https://127.0.0.1:1"))
+	kubeconfig(t, map[string]string{"nowhere": "https://127.0.0.1:1"})
 	for _, test := range []struct {
 		name               string
 		clusters, contexts []string
@@ -42,7 +40,7 @@ func TestClustersAreThoseOfTheFlags(t *testing.T) {
 
 // Outside of a checkout, for clusters elsewhere.
 func TestContextsNeedNoCheckout(t *testing.T) {
-	t.Setenv("KUBECONFIG", writeKubeconfig(t, "https://127.0.0.1:1"))
+	kubeconfig(t, map[string]string{"nowhere": "https://127.0.0.1:1"})
 	t.Chdir(t.TempDir())
 	f := fleetFlags{options: localfleet.Options{Contexts: []string{"mine=nowhere"}}}
 	if got, configs, err := f.reach(); err != nil || !slices.Equal(got, []string{"mine"}) || configs["mine"] == nil {
@@ -52,7 +50,7 @@ func TestContextsNeedNoCheckout(t *testing.T) {
 
 // A cluster that cannot be reached is in the report, and the command does not end as if all were well.
 func TestGateReportOfAClusterThatDoesNotAnswer(t *testing.T) {
-	t.Setenv("KUBECONFIG", writeKubeconfig(t, "https://127.0.0.1:1"))
+	kubeconfig(t, map[string]string{"nowhere": "https://127.0.0.1:1"})
 	var out strings.Builder
 	root := newRootCommand()
 	root.SetOut(&out)
@@ -62,14 +60,4 @@ func TestGateReportOfAClusterThatDoesNotAnswer(t *testing.T) {
 	if err == nil || errors.As(err, &coded) || !strings.Contains(err.Error(), "could not be asked about") || !strings.Contains(out.String(), `"cluster": "cluster-aws"`) {
 		t.Errorf("error %v, output %s", err, out.String())
 	}
-}
-
-func writeKubeconfig(t *testing.T, server string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "kubeconfig")
-	text := "apiVersion: v1\nkind: Config\nclusters: [{name: nowhere, cluster: {server: \"" + server + "\"}}]\ncontexts: [{name: nowhere, context: {cluster: nowhere, user: nobody}}]\nusers: [{name: nobody, user: {}}]\n"
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
 }
