@@ -21,7 +21,8 @@ import (
 // MatchContexts says which kubeconfig context is which cluster of the fleet.
 // Each is given as CLUSTER=CONTEXT, or as CONTEXT alone if it is called as its
 // cluster. Contexts that are all given alone, as many as there are clusters,
-// are taken in the order of fleet.yaml.
+// are taken in the order of fleet.yaml. Where nobody knows the clusters, described
+// is nil and every one is CLUSTER=CONTEXT.
 func MatchContexts(described *fleet.Fleet, given []string) (map[string]string, error) {
 	matched := map[string]string{}
 	var alone []string
@@ -41,6 +42,9 @@ func MatchContexts(described *fleet.Fleet, given []string) (map[string]string, e
 	if len(alone) == 0 {
 		return matched, nil
 	}
+	if described == nil {
+		return nil, fmt.Errorf("which clusters are the contexts %s? Write each as CLUSTER=CONTEXT", strings.Join(alone, ", "))
+	}
 	if len(matched) > 0 || len(alone) != len(described.Clusters) {
 		return nil, fmt.Errorf("which clusters are the contexts %s? Write each as CLUSTER=CONTEXT; the clusters are %s",
 			strings.Join(alone, ", "), strings.Join(namesOf(described), ", "))
@@ -57,6 +61,9 @@ func cutCluster(described *fleet.Fleet, given string) (cluster, kubeContext stri
 	if cluster, kubeContext, named = strings.Cut(given, "="); !named {
 		cluster, kubeContext = given, given
 	}
+	if described == nil {
+		return cluster, kubeContext, named
+	}
 	_, err := described.Cluster(cluster)
 	return cluster, kubeContext, err == nil
 }
@@ -69,8 +76,8 @@ func namesOf(described *fleet.Fleet) []string {
 	return names
 }
 
-// connect makes a client configuration of each context.
-func connect(contexts map[string]string) (map[string]*rest.Config, error) {
+// Connect makes a client configuration of each context, by cluster.
+func Connect(contexts map[string]string) (map[string]*rest.Config, error) {
 	configs := map[string]*rest.Config{}
 	for cluster, kubeContext := range contexts {
 		config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(

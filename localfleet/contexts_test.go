@@ -44,13 +44,25 @@ func TestMatchContexts(t *testing.T) {
 	}
 }
 
+func TestWithoutAFleetEveryContextNamesItsCluster(t *testing.T) {
+	got, err := MatchContexts(nil, []string{"cluster-aws=eks", "mine=gke=x"})
+	if want := map[string]string{"cluster-aws": "eks", "mine": "gke=x"}; err != nil || !maps.Equal(got, want) {
+		t.Errorf("got %v, %v, want %v", got, err, want)
+	}
+	for given, refused := range map[string]string{"eks": "CLUSTER=CONTEXT", "mine=": "names no context"} {
+		if _, err := MatchContexts(nil, []string{given}); err == nil || !strings.Contains(err.Error(), refused) {
+			t.Errorf("%s: error is %v, want one about %q", given, err, refused)
+		}
+	}
+}
+
 func TestAnUnknownContextIsRefusedByName(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config")
 	if err := os.WriteFile(path, []byte("apiVersion: v1\nkind: Config\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("KUBECONFIG", path)
-	_, err := connect(map[string]string{"cluster-aws": "kind-typo"})
+	_, err := Connect(map[string]string{"cluster-aws": "kind-typo"})
 	if err == nil || !strings.Contains(err.Error(), "kind-typo") || !strings.Contains(err.Error(), "cluster-aws") {
 		t.Errorf("error is %v, want one that names context and cluster", err)
 	}

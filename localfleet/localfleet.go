@@ -99,7 +99,7 @@ func Open(options Options) (*Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	remote, err := connect(contexts)
+	remote, err := Connect(contexts)
 	if err != nil {
 		return nil, err
 	}

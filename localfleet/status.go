@@ -16,6 +16,7 @@ import (
 	"github.com/omnivision/omnivision/localfleet/argocd"
 	"github.com/omnivision/omnivision/localfleet/kubeapi"
 	"github.com/omnivision/omnivision/localfleet/topology"
+	"github.com/omnivision/omnivision/logs/coverage"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -43,7 +44,14 @@ type ClusterStatus struct {
 	Applications []ApplicationStatus `json:"applications"`
 	Rollouts     []RolloutStatus     `json:"rollouts"`
 	Images       []ImageStatus       `json:"images"`
+	Logs         *LogStatus          `json:"logs,omitempty"`  // nil where there is no Loki
 	Error        string              `json:"error,omitempty"` // why the cluster did not answer
+}
+
+// LogStatus is how much of what runs has its logs shipped.
+type LogStatus struct {
+	coverage.Sum
+	Error string `json:"error,omitempty"` // why that could not be measured
 }
 
 // NodeStatus is one node.

@@ -20,12 +20,17 @@ import (
 	"time"
 )
 
-// TestMain is also the program that TestKilledShipperLosesAndDoublesNothing kills.
+// TestMain is also the program that TestKilledShipperLosesAndDoublesNothing kills, and that BenchmarkSidecar measures, with
+// the options of a cluster.
 func TestMain(m *testing.M) {
 	if path := os.Getenv("SHIPPER_TEST_CONFIG"); path != "" {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer stop()
-		if err := New(path, Options{Poll: time.Millisecond, Backoff: 5 * time.Millisecond, MaxBackoff: 20 * time.Millisecond, Settle: 20 * time.Millisecond}).Run(ctx); err != nil {
+		options := Options{Poll: time.Millisecond, Backoff: 5 * time.Millisecond, MaxBackoff: 20 * time.Millisecond, Settle: 20 * time.Millisecond}
+		if os.Getenv("SHIPPER_TEST_DEFAULTS") != "" {
+			options = Options{}
+		}
+		if err := New(path, options).Run(ctx); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -3,13 +3,9 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/omnivision/omnivision/steward/preflight"
 )
@@ -40,13 +36,16 @@ nothing: a canary would then pause, or abort for no fault of the image.`,
   omnivision canary check -c cluster-aws --context cluster-aws=my-eks-context`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			config, err := flags.access(cluster)
+			if cluster == "" {
+				return codedError{exitUsage, errors.New("name the cluster with --cluster")}
+			}
+			_, configs, err := flags.reach(cluster)
 			if err != nil {
 				return err
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
 			defer cancel()
-			report, err := preflight.Check(ctx, config, cluster, namespace)
+			report, err := preflight.Check(ctx, configs[cluster], cluster, namespace)
 			if err != nil {
 				return err
 			}
@@ -67,33 +66,4 @@ nothing: a canary would then pause, or abort for no fault of the image.`,
 	outputFlag(cmd, &output)
 	cmd.Flags().StringVar(&namespace, "namespace", "omnivision", "namespace of the platform")
 	return cmd
-}
-
-// access is how a cluster is reached: by a context of the caller's own, or by the fleet's.
-func (f *fleetFlags) access(cluster string) (*rest.Config, error) {
-	if cluster == "" {
-		return nil, codedError{exitUsage, errors.New("name the cluster with --cluster")}
-	}
-	for _, pair := range f.options.Contexts {
-		if name, kubeContext, ok := strings.Cut(pair, "="); ok && name == cluster {
-			rules := clientcmd.NewDefaultClientConfigLoadingRules()
-			return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: kubeContext}).ClientConfig()
-		}
-	}
-	fleet, err := f.open()
-	if err != nil {
-		return nil, err
-	}
-	if _, err := fleet.Plan.Cluster(cluster); err != nil {
-		return nil, codedError{exitUsage, err}
-	}
-	data, err := fleet.Kubeconfig()
-	if err != nil {
-		return nil, err
-	}
-	config, err := clientcmd.Load(data)
-	if err != nil {
-		return nil, fmt.Errorf("reading the fleet's kubeconfig: %w", err)
-	}
-	return clientcmd.NewNonInteractiveClientConfig(*config, cluster, nil, nil).ClientConfig()
 }

@@ -72,6 +72,16 @@ func (f *fleetFlags) useOwnFolders() error {
 // clusterFlag adds --cluster, completed from the fleet's clusters.
 func (f *fleetFlags) clusterFlag(cmd *cobra.Command, cluster *string) {
 	cmd.Flags().StringVarP(cluster, "cluster", "c", "", "name of the cluster")
+	f.completeClusters(cmd)
+}
+
+// clustersFlag is clusterFlag for commands about several: none named is all.
+func (f *fleetFlags) clustersFlag(cmd *cobra.Command, clusters *[]string) {
+	cmd.Flags().StringArrayVarP(clusters, "cluster", "c", nil, "name of a cluster; repeat it for several (default: all)")
+	f.completeClusters(cmd)
+}
+
+func (f *fleetFlags) completeClusters(cmd *cobra.Command) {
 	err := cmd.RegisterFlagCompletionFunc("cluster", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		fleet, err := f.open()
 		if err != nil {

@@ -3,11 +3,10 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/client-go/rest"
 
 	"github.com/omnivision/omnivision/gate/report"
 )
@@ -23,9 +22,9 @@ const gateReportTime = 5 * time.Minute
 
 func newGateReportCommand() *cobra.Command {
 	var (
-		flags              fleetFlags
-		cluster, namespace string
-		output             string
+		flags             fleetFlags
+		clusters          []string
+		namespace, output string
 	)
 	cmd := &cobra.Command{
 		Use:   "report",
@@ -51,13 +50,13 @@ asked about.`,
   omnivision gate report --context cluster-aws=my-eks-context`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			clusters, err := flags.named(cluster)
+			names, configs, err := flags.reach(clusters...)
 			if err != nil {
 				return err
 			}
 			var reports []report.Report
-			for _, name := range clusters {
-				r, err := flags.gateReport(cmd.Context(), name, namespace)
+			for _, name := range names {
+				r, err := gateReport(cmd.Context(), configs[name], name, namespace)
 				if err != nil {
 					return err
 				}
@@ -79,41 +78,14 @@ asked about.`,
 	}
 	flags.add(cmd)
 	flags.contextFlag(cmd)
-	flags.clusterFlag(cmd, &cluster)
+	flags.clustersFlag(cmd, &clusters)
 	outputFlag(cmd, &output)
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "ask about this namespace alone (default: every one that the gate covers)")
 	return cmd
 }
 
-// named are the clusters that a command without --cluster is about: those of --context, or the fleet's.
-func (f *fleetFlags) named(cluster string) ([]string, error) {
-	if cluster != "" {
-		return []string{cluster}, nil
-	}
-	var names []string
-	for _, pair := range f.options.Contexts {
-		name, _, ok := strings.Cut(pair, "=")
-		if !ok {
-			return nil, codedError{exitUsage, fmt.Errorf("--context %s: write CLUSTER=CONTEXT", pair)}
-		}
-		names = append(names, name)
-	}
-	if len(names) > 0 {
-		return names, nil
-	}
-	fleet, err := f.open()
-	if err != nil {
-		return nil, err
-	}
-	return clusterNames(fleet), nil
-}
-
 // gateReport says in the report what is wrong with a cluster: the others' reports are wanted all the same.
-func (f *fleetFlags) gateReport(ctx context.Context, cluster, namespace string) (report.Report, error) {
-	config, err := f.access(cluster)
-	if err != nil {
-		return report.Report{}, err
-	}
+func gateReport(ctx context.Context, config *rest.Config, cluster, namespace string) (report.Report, error) {
 	limited, cancel := context.WithTimeout(ctx, gateReportTime)
 	defer cancel()
 	r, err := report.Of(limited, config, report.Options{Cluster: cluster, Namespace: namespace})

@@ -2,8 +2,6 @@ package main
 
 import (
 	"errors"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -11,30 +9,48 @@ import (
 	"github.com/omnivision/omnivision/localfleet"
 )
 
-func TestNamedClustersAreThoseOfTheFlags(t *testing.T) {
+func TestClustersAreThoseOfTheFlags(t *testing.T) {
+	kubeconfig(t, map[string]string{"nowhere": "https://127.0.0.1:1"})
 	for _, test := range []struct {
-		name     string
-		cluster  string
-		contexts []string
-		want     []string
-		usage    bool
+		name               string
+		clusters, contexts []string
+		want               []string
+		refused            string // part of the usage error
 	}{
-		{name: "one", cluster: "cluster-aws", contexts: []string{"cluster-gcp=gke"}, want: []string{"cluster-aws"}},
-		{name: "those of contexts", contexts: []string{"cluster-aws=eks", "cluster-gcp=gke=x"}, want: []string{"cluster-aws", "cluster-gcp"}},
-		{name: "a context alone", contexts: []string{"eks"}, usage: true},
+		{name: "one of two contexts", clusters: []string{"cluster-gcp"}, contexts: []string{"cluster-aws=nowhere", "cluster-gcp=nowhere"}, want: []string{"cluster-gcp"}},
+		{name: "those of contexts, in the fleet's order", contexts: []string{"cluster-gcp=nowhere", "cluster-aws=nowhere"}, want: []string{"cluster-aws", "cluster-gcp"}},
+		{name: "a context alone", contexts: []string{"eks"}, refused: "CLUSTER=CONTEXT"},
+		{name: "a cluster without a context", clusters: []string{"cluster-aws"}, contexts: []string{"cluster-gcp=nowhere"}, refused: "--context cluster-aws=CONTEXT"},
+		{name: "twice", contexts: []string{"cluster-gcp=nowhere", "cluster-gcp=nowhere"}, refused: "two contexts"},
 	} {
 		f := fleetFlags{options: localfleet.Options{Contexts: test.contexts}}
-		got, err := f.named(test.cluster)
+		got, configs, err := f.reach(test.clusters...)
 		var coded codedError
-		if test.usage != (errors.As(err, &coded) && coded.code == exitUsage) || !slices.Equal(got, test.want) {
-			t.Errorf("%s: %q, %v", test.name, got, err)
+		if test.refused != "" {
+			if !errors.As(err, &coded) || coded.code != exitUsage || !strings.Contains(err.Error(), test.refused) {
+				t.Errorf("%s: error %v", test.name, err)
+			}
+			continue
 		}
+		if err != nil || !slices.Equal(got, test.want) || len(configs) != len(got) || configs[got[0]].Host != "https://127.0.0.1:1" {
+			t.Errorf("%s: %q, %v, %v", test.name, got, configs, err)
+		}
+	}
+}
+
+// Outside of a checkout, for clusters elsewhere.
+func TestContextsNeedNoCheckout(t *testing.T) {
+	kubeconfig(t, map[string]string{"nowhere": "https://127.0.0.1:1"})
+	t.Chdir(t.TempDir())
+	f := fleetFlags{options: localfleet.Options{Contexts: []string{"mine=nowhere"}}}
+	if got, configs, err := f.reach(); err != nil || !slices.Equal(got, []string{"mine"}) || configs["mine"] == nil {
+		t.Errorf("%q, %v", got, err)
 	}
 }
 
 // A cluster that cannot be reached is in the report, and the command does not end as if all were well.
 func TestGateReportOfAClusterThatDoesNotAnswer(t *testing.T) {
-	t.Setenv("KUBECONFIG", writeKubeconfig(t, "https://127.0.0.1:1"))
+	kubeconfig(t, map[string]string{"nowhere": "https://127.0.0.1:1"})
 	var out strings.Builder
 	root := newRootCommand()
 	root.SetOut(&out)
@@ -44,14 +60,4 @@ func TestGateReportOfAClusterThatDoesNotAnswer(t *testing.T) {
 	if err == nil || errors.As(err, &coded) || !strings.Contains(err.Error(), "could not be asked about") || !strings.Contains(out.String(), `"cluster": "cluster-aws"`) {
 		t.Errorf("error %v, output %s", err, out.String())
 	}
-}
-
-func writeKubeconfig(t *testing.T, server string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "kubeconfig")
-	text := "apiVersion: v1\nkind: Config\nclusters: [{name: nowhere, cluster: {server: \"" + server + "\"}}]\ncontexts: [{name: nowhere, context: {cluster: nowhere, user: nobody}}]\nusers: [{name: nobody, user: {}}]\n"
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
 }

@@ -79,7 +79,7 @@ Argo CD from one Git repository, without a cloud account.`,
 	root.AddCommand(
 		newUpCommand(), newDownCommand(), newStatusCommand(), newDoctorCommand(),
 		newKubeconfigCommand(), newKubectlCommand(), newGPUCommand(), newNodeCommand(), newEnginesCommand(), newInsideCommand(),
-		newPlanCommand(), newReleaseCommand(), newVerifyCommand(), newChartCommand(), newRescanCommand(), newCanaryCommand(), newGateCommand(), newToolsCommand(),
+		newPlanCommand(), newReleaseCommand(), newVerifyCommand(), newChartCommand(), newRescanCommand(), newCanaryCommand(), newGateCommand(), newLogsCommand(), newToolsCommand(),
 		newEdgeCommand(), newModulesCommand(), newJobsCommand(), newIssuerCommand(), newVouchCommand(),
 	)
 	root.AddCommand(newStageCommands()...)

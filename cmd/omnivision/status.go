@@ -22,8 +22,9 @@ func newStatusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Show clusters, Applications, Rollouts, images and substitutes",
 		Long: `Show clusters with their nodes, Applications with sync, health and revision,
-Rollouts with step and weight, images by digest, what stands in for something
-of production, and the addresses to look at in a browser.
+Rollouts with step and weight, images by digest, how many containers' logs are
+shipped where there is a Loki, what stands in for something of production, and
+the addresses to look at in a browser.
 
 Exits with 3 if the fleet is not up, a cluster does not answer, an Application is
 not Synced and Healthy (one that waits in a canary step is), or the GitOps tree
@@ -38,9 +39,9 @@ on the forge has a mistake.`,
 				return err
 			}
 			if watch {
-				return watchStatus(cmd, fleet, output)
+				return watchStatus(cmd, &flags, fleet, output)
 			}
-			status, err := showStatus(cmd, fleet, output)
+			status, err := showStatus(cmd, &flags, fleet, output)
 			if err != nil {
 				return err
 			}
@@ -54,11 +55,13 @@ on the forge has a mistake.`,
 	return cmd
 }
 
-func showStatus(cmd *cobra.Command, fleet *localfleet.Fleet, output string) (*localfleet.Status, error) {
+func showStatus(cmd *cobra.Command, flags *fleetFlags, fleet *localfleet.Fleet, output string) (*localfleet.Status, error) {
+	measured := flags.measureLogs(cmd.Context(), fleet)
 	status, err := fleet.Status(cmd.Context())
 	if err != nil {
 		return nil, err
 	}
+	measured(status)
 	if output == "json" {
 		data, err := status.JSON()
 		if err != nil {
@@ -70,14 +73,14 @@ func showStatus(cmd *cobra.Command, fleet *localfleet.Fleet, output string) (*lo
 	return status, printStatus(cmd.OutOrStdout(), status)
 }
 
-func watchStatus(cmd *cobra.Command, fleet *localfleet.Fleet, output string) error {
+func watchStatus(cmd *cobra.Command, flags *fleetFlags, fleet *localfleet.Fleet, output string) error {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
 	for {
 		if output == "text" && isTerminal(cmd.OutOrStdout()) {
 			fmt.Fprint(cmd.OutOrStdout(), "\033[H\033[2J")
 		}
-		if _, err := showStatus(cmd, fleet, output); err != nil {
+		if _, err := showStatus(cmd, flags, fleet, output); err != nil {
 			return err
 		}
 		select {
@@ -151,6 +154,9 @@ func printCluster(out io.Writer, cluster localfleet.ClusterStatus) error {
 		if err := w.Flush(); err != nil {
 			return err
 		}
+	}
+	if cluster.Logs != nil {
+		fmt.Fprintf(out, "  LOGS  %s\n", logLine(cluster.Logs))
 	}
 	return nil
 }

@@ -6,7 +6,8 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
-	"unicode"
+
+	"github.com/omnivision/omnivision/internal/terminal"
 )
 
 // WriteTable writes reports for people: a line per workload and image, and sums below.
@@ -15,7 +16,7 @@ func WriteTable(out io.Writer, reports []Report) error {
 	fmt.Fprintln(table, "CLUSTER\tNAMESPACE\tWORKLOAD\tPODS\tIMAGE\tVERDICT\tREASON")
 	for _, r := range reports {
 		for _, f := range r.Findings {
-			fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", r.Cluster, f.Namespace, printable(f.Workload), f.Pods, printable(f.Image), f.Verdict, printable(f.words()))
+			fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", r.Cluster, f.Namespace, terminal.Line(f.Workload), f.Pods, terminal.Line(f.Image), f.Verdict, terminal.Line(f.words()))
 		}
 	}
 	if err := table.Flush(); err != nil {
@@ -23,7 +24,7 @@ func WriteTable(out io.Writer, reports []Report) error {
 	}
 	fmt.Fprintln(out)
 	for _, r := range reports {
-		if _, err := fmt.Fprintln(out, printable(r.sum())); err != nil {
+		if _, err := fmt.Fprintln(out, terminal.Line(r.sum())); err != nil {
 			return err
 		}
 	}
@@ -47,16 +48,6 @@ func (r Report) sum() string {
 	}
 	return fmt.Sprintf("%s: of %d Pods the gate would refuse %d; %d could not be asked about, %d would be refused if all policies were enforced",
 		r.Cluster, r.Pods, r.Refused, r.Unknown, r.Warned)
-}
-
-// printable makes one line of what others wrote: no control character reaches a terminal or the table.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return ' '
-	}, text)
 }
 
 // WriteJSON writes {"clusters": […]}.

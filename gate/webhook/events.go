@@ -2,8 +2,10 @@ package webhook
 
 import (
 	"context"
+	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
@@ -46,6 +48,11 @@ func NewEvents(ctx context.Context, client kubernetes.Interface, instance string
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx), record.WithCorrelatorOptions(record.CorrelatorOptions{BurstSize: eventBurst, QPS: eventsPerSec}))
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")})
 	return &Events{broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "omnivision-gate", Host: instance})}
+}
+
+// Eventf queues an Event about something else than a denial, and drops it when the queue is full.
+func (e *Events) Eventf(object runtime.Object, eventtype, reason, format string, args ...any) {
+	e.recorder.Event(object, eventtype, reason, line(fmt.Sprintf(format, args...), 1024))
 }
 
 // Denied queues an Event and drops it when the queue is full.

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/omnivision/omnivision/gate/inject"
 	"github.com/omnivision/omnivision/logs/loki"
@@ -33,57 +35,97 @@ const (
 // Container is one that runs and is not wholly covered.
 type Container struct {
 	loki.Source
-	Reason Reason
+	Reason Reason `json:"reason"`
 	// Detail is for people: the sidecar's state, the injection's result.
-	Detail string
+	Detail string `json:"detail,omitempty"`
 }
 
 // Report is what was found in one namespace.
 type Report struct {
-	Namespace string
+	Namespace string `json:"namespace"`
 	// Running containers there are, besides the sidecars themselves; of these so many are in a Pod with a sidecar that
-	// runs, and so many have delivered.
-	Running, Covered, Delivered int
+	// runs, so many have delivered, and so many are in a Pod that opted out.
+	Running   int `json:"running"`
+	Covered   int `json:"covered"`
+	Delivered int `json:"delivered"`
+	OptedOut  int `json:"optedOut"`
 	// Gaps are the containers that are not covered; Quiet ones are covered, and have delivered nothing.
-	Gaps, Quiet []Container
+	Gaps  []Container `json:"gaps"`
+	Quiet []Container `json:"quiet"`
+	// Unknown says why Loki could not be asked what was delivered; Delivered and Quiet then say nothing.
+	Unknown string `json:"deliveryUnknown,omitempty"`
+
+	// pods are those with a gap that nobody asked for; unsteady are controllers of which not every Pod is ready.
+	pods     map[string]*corev1.Pod
+	unsteady map[types.UID]bool
 }
 
 // Complete reports whether every running container is covered, except where a Pod itself opted out.
-func (r Report) Complete() bool {
-	return !slices.ContainsFunc(r.Gaps, func(c Container) bool { return c.Reason != OptedOut })
+func (r Report) Complete() bool { return len(r.Gaps) == r.OptedOut }
+
+// Assess looks at the Pods of one namespace, and at which containers delivered lately. Pods younger than settle are left
+// out: their first lines are on the way.
+func Assess(namespace string, pods []corev1.Pod, delivered map[loki.Source]bool, now time.Time, settle time.Duration) Report {
+	report := newReport(namespace)
+	for i := range pods {
+		report.add(&pods[i], delivered, now, settle)
+	}
+	report.sort()
+	return report
 }
 
-// Assess looks at the Pods of one namespace, and at how many lines came from each container lately. Pods younger than
-// settle are left out: their first lines are on the way.
-func Assess(namespace string, pods []corev1.Pod, delivered map[loki.Source]int, now time.Time, settle time.Duration) Report {
-	report := Report{Namespace: namespace}
-	for i := range pods {
-		pod := &pods[i]
-		if pod.Namespace != namespace || pod.Status.Phase != corev1.PodRunning || pod.DeletionTimestamp != nil || now.Sub(pod.CreationTimestamp.Time) < settle {
-			continue
-		}
-		reason, detail := uncovered(pod)
-		for _, name := range running(pod) {
-			source := loki.Source{Namespace: namespace, Pod: pod.Name, Container: name}
-			report.Running++
-			if reason != "" {
-				report.Gaps = append(report.Gaps, Container{source, reason, detail})
-				continue
+func newReport(namespace string) Report {
+	return Report{Namespace: namespace, Gaps: []Container{}, Quiet: []Container{}, pods: map[string]*corev1.Pod{}, unsteady: map[types.UID]bool{}}
+}
+
+func (r *Report) add(pod *corev1.Pod, delivered map[loki.Source]bool, now time.Time, settle time.Duration) {
+	if pod.Namespace != r.Namespace {
+		return
+	}
+	if owner := metav1.GetControllerOf(pod); owner != nil && !finished(pod) && (pod.DeletionTimestamp != nil || !ready(pod)) {
+		r.unsteady[owner.UID] = true
+	}
+	if pod.Status.Phase != corev1.PodRunning || pod.DeletionTimestamp != nil || now.Sub(pod.CreationTimestamp.Time) < settle {
+		return
+	}
+	reason, detail := uncovered(pod)
+	for _, name := range running(pod) {
+		source := loki.Source{Namespace: r.Namespace, Pod: pod.Name, Container: name}
+		r.Running++
+		switch {
+		case reason != "":
+			r.Gaps = append(r.Gaps, Container{source, reason, detail})
+			if reason == OptedOut {
+				r.OptedOut++
+			} else if r.pods[pod.Name] == nil {
+				r.pods[pod.Name] = pod.DeepCopy() // not to keep the whole page
 			}
-			report.Covered++
-			if delivered[source] > 0 {
-				report.Delivered++
-			} else {
-				report.Quiet = append(report.Quiet, Container{source, Quiet, ""})
-			}
+		case delivered[source]:
+			r.Covered++
+			r.Delivered++
+		default:
+			r.Covered++
+			r.Quiet = append(r.Quiet, Container{source, Quiet, ""})
 		}
 	}
-	for _, list := range [][]Container{report.Gaps, report.Quiet} {
+}
+
+func (r *Report) sort() {
+	for _, list := range [][]Container{r.Gaps, r.Quiet} {
 		slices.SortFunc(list, func(a, b Container) int {
 			return cmp.Or(cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Container, b.Container))
 		})
 	}
-	return report
+}
+
+func finished(pod *corev1.Pod) bool {
+	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+}
+
+func ready(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
 }
 
 // running are the names of a Pod's containers that run, the sidecar apart, ephemeral ones included.

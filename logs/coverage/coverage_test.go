@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/record"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -32,9 +33,10 @@ func up(name string) corev1.ContainerStatus {
 func pod(name string, changes ...func(*corev1.Pod)) corev1.Pod {
 	yes := true
 	p := corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: "u", CreationTimestamp: metav1.NewTime(now.Add(-10 * time.Minute)), OwnerReferences: []metav1.OwnerReference{{Kind: "ReplicaSet", Name: "r", Controller: &yes}}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID("uid-" + name), CreationTimestamp: metav1.NewTime(now.Add(-10 * time.Minute)), OwnerReferences: []metav1.OwnerReference{{Kind: "ReplicaSet", Name: "r", UID: "r", Controller: &yes}}},
 		Spec:       corev1.PodSpec{InitContainers: []corev1.Container{{Name: inject.ContainerName}}, Containers: []corev1.Container{{Name: "main"}}},
-		Status:     corev1.PodStatus{Phase: corev1.PodRunning, InitContainerStatuses: []corev1.ContainerStatus{up(inject.ContainerName)}, ContainerStatuses: []corev1.ContainerStatus{up("main")}},
+		Status: corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
+			InitContainerStatuses: []corev1.ContainerStatus{up(inject.ContainerName)}, ContainerStatuses: []corev1.ContainerStatus{up("main")}},
 	}
 	for _, change := range changes {
 		change(&p)
@@ -68,7 +70,7 @@ func TestEachGapIsNamedWithItsReason(t *testing.T) {
 		pod("elsewhere", bare, func(p *corev1.Pod) { p.Namespace = "other" }),
 		pod("stopped", func(p *corev1.Pod) { p.Status.ContainerStatuses[0].State = corev1.ContainerState{} }),
 	}
-	r := Assess(namespace, pods, map[loki.Source]int{{Namespace: namespace, Pod: "delivers", Container: "main"}: 3}, now, 30*time.Second)
+	r := Assess(namespace, pods, map[loki.Source]bool{{Namespace: namespace, Pod: "delivers", Container: "main"}: true}, now, 30*time.Second)
 	var got []string
 	for _, c := range append(r.Gaps, r.Quiet...) {
 		got = append(got, c.Pod+" "+string(c.Reason))
@@ -87,8 +89,8 @@ func TestEachGapIsNamedWithItsReason(t *testing.T) {
 
 type delivery struct{ err error }
 
-func (d delivery) Delivered(context.Context, string, time.Duration) (map[loki.Source]int, error) {
-	return map[loki.Source]int{{Namespace: namespace, Pod: "good", Container: "main"}: 1}, d.err
+func (d delivery) Delivered(context.Context, string, time.Duration) (map[loki.Source]bool, error) {
+	return map[loki.Source]bool{{Namespace: namespace, Pod: "good", Container: "main"}: true}, d.err
 }
 
 func watcher(t *testing.T, d delivery, evict bool) (*Watcher, client.Client, *record.FakeRecorder) {
@@ -144,7 +146,8 @@ func TestNothingIsEvictedUnlessAsked(t *testing.T) {
 
 func TestWithoutLokiNothingIsClaimedOfDelivery(t *testing.T) {
 	w, _, _ := watcher(t, delivery{errors.New("no answer")}, false)
-	if reports, err := w.Measure(t.Context(), now); err != nil || len(reports) != 0 {
+	reports, err := w.Measure(t.Context(), now)
+	if err != nil || len(reports) != 1 || reports[0].Unknown != "no answer" || reports[0].Covered != 1 || len(reports[0].Quiet) != 0 {
 		t.Fatalf("%+v, %v", reports, err)
 	}
 	if n := testutil.CollectAndCount(w.containers); n != 6 {
@@ -152,5 +155,126 @@ func TestWithoutLokiNothingIsClaimedOfDelivery(t *testing.T) {
 	}
 	if testutil.ToFloat64(w.failures.WithLabelValues(namespace)) != 1 {
 		t.Error("the failure is not counted")
+	}
+}
+
+// measure looks again, so long after the first time, and returns the Events.
+func measure(t *testing.T, w *Watcher, events *record.FakeRecorder, after time.Duration) (raised []string) {
+	t.Helper()
+	if _, err := w.Measure(t.Context(), now.Add(after)); err != nil {
+		t.Fatal(err)
+	}
+	for len(events.Events) > 0 {
+		raised = append(raised, strings.Fields(<-events.Events)[1])
+	}
+	return raised
+}
+
+func TestAGapThatLastsIsNotRaisedAllTheTime(t *testing.T) {
+	w, _, events := watcher(t, delivery{}, false)
+	for _, step := range []struct {
+		after time.Duration
+		want  int
+	}{{0, 2}, {time.Minute, 0}, {9 * time.Minute, 0}, {10 * time.Minute, 2}} {
+		if got := measure(t, w, events, step.after); len(got) != step.want {
+			t.Errorf("after %s: %q, want %d", step.after, got, step.want)
+		}
+	}
+}
+
+func exists(t *testing.T, c client.Client, name string) bool {
+	t.Helper()
+	err := c.Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: name}, &corev1.Pod{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		t.Fatal(err)
+	}
+	return err == nil
+}
+
+// The webhook is away, or does not see a controller's Pods: evicting them again and again would only do harm.
+func TestAControllerWhoseNewPodSlipsThroughAgainIsLeftAlone(t *testing.T) {
+	w, c, events := watcher(t, delivery{}, true)
+	second := pod("second", bare)
+	if err := c.Create(t.Context(), &second); err != nil {
+		t.Fatal(err)
+	}
+	measure(t, w, events, 0)
+	if exists(t, c, "second") || !exists(t, c, "slipped") {
+		t.Fatal("not one of two Pods was evicted, the first by name")
+	}
+	again := pod("again", bare, func(p *corev1.Pod) { p.CreationTimestamp = metav1.NewTime(now.Add(time.Second)) })
+	if err := c.Create(t.Context(), &again); err != nil {
+		t.Fatal(err)
+	}
+	measure(t, w, events, time.Minute)
+	if !exists(t, c, "slipped") || !exists(t, c, "again") {
+		t.Error("evicted although evicting does not help")
+	}
+	measure(t, w, events, 2*time.Hour)
+	if exists(t, c, "slipped") && exists(t, c, "again") {
+		t.Error("never tried again")
+	}
+}
+
+func TestWhatWouldLoseByAnEvictionStays(t *testing.T) {
+	for name, changes := range map[string][]func(*corev1.Pod){
+		"a Job's Pod":                     {func(p *corev1.Pod) { p.OwnerReferences[0].Kind = "Job" }},
+		"a Pod whose fellow is not ready": {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, c, events := watcher(t, delivery{}, true)
+			mine := pod("mine", append([]func(*corev1.Pod){bare, func(p *corev1.Pod) { p.OwnerReferences[0].UID = "mine" }}, changes...)...)
+			fellow := pod("fellow", func(p *corev1.Pod) {
+				p.OwnerReferences[0].UID = "mine"
+				if len(changes) == 0 {
+					p.Status.Phase, p.Status.Conditions = corev1.PodPending, nil
+				}
+			})
+			for _, p := range []*corev1.Pod{&mine, &fellow} {
+				if err := c.Create(t.Context(), p); err != nil {
+					t.Fatal(err)
+				}
+			}
+			measure(t, w, events, 0)
+			if measure(t, w, events, time.Minute); !exists(t, c, "mine") || exists(t, c, "slipped") {
+				t.Error("the wrong Pod was evicted, or none")
+			}
+		})
+	}
+}
+
+func TestWhatIsNotMeasuredAnyMoreIsNotExported(t *testing.T) {
+	w, c, events := watcher(t, delivery{}, false)
+	measure(t, w, events, 0)
+	if n := testutil.CollectAndCount(w.containers); n != 7 {
+		t.Errorf("%d states, want 7", n)
+	}
+	var ns corev1.Namespace
+	if err := c.Get(t.Context(), client.ObjectKey{Name: namespace}, &ns); err != nil {
+		t.Fatal(err)
+	}
+	ns.Labels = nil
+	if err := c.Update(t.Context(), &ns); err != nil {
+		t.Fatal(err)
+	}
+	measure(t, w, events, time.Minute)
+	if n := testutil.CollectAndCount(w.containers); n != 0 {
+		t.Errorf("%d states of a namespace that is no longer labelled", n)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := w.Start(ctx); err != nil || testutil.CollectAndCount(w.containers) != 0 {
+		t.Errorf("a replica that no longer leads exports; %v", err)
+	}
+}
+
+func TestPercentIsNeverRoundedUpToAll(t *testing.T) {
+	for want, sum := range map[int]Sum{
+		99:  {Namespaces: 1, Running: 1001, Covered: 999, OptedOut: 1, Missing: 1},
+		100: {Namespaces: 1, Running: 3, Covered: 2, OptedOut: 1},
+	} {
+		if got := sum.Percent(); got != want {
+			t.Errorf("%d %%, want %d: %s", got, want, sum)
+		}
 	}
 }
