@@ -23,9 +23,12 @@ import (
 	"github.com/omnivision/omnivision/gate/inject"
 	"github.com/omnivision/omnivision/gate/logconfig"
 	"github.com/omnivision/omnivision/gate/webhook"
+	"github.com/omnivision/omnivision/logs/coverage"
+	"github.com/omnivision/omnivision/logs/loki"
 )
 
-// logging is what the gate does for logs: every replica injects, one of them keeps the sidecars' configuration in step.
+// logging is what the gate does for logs: every replica injects; one of them keeps the sidecars' configuration in step
+// and measures coverage.
 type logging struct {
 	injectors []webhook.Mutator
 	run       func(ctx context.Context) error // until the context ends
@@ -33,7 +36,7 @@ type logging struct {
 
 // newLogging connects it. Trouble with logs never keeps the gate from admitting: without a usable sidecar nothing is
 // injected, and coverage tells.
-func newLogging(o options, rc *rest.Config, registry prometheus.Registerer, log *slog.Logger) (logging, error) {
+func newLogging(o options, rc *rest.Config, events coverage.Events, registry prometheus.Registerer, log *slog.Logger) (logging, error) {
 	if o.sidecar == "" {
 		log.Warn("no Pod gets a log sidecar: --sidecar-image names none")
 		return logging{run: untilDone}, nil
@@ -49,12 +52,25 @@ func newLogging(o options, rc *rest.Config, registry prometheus.Registerer, log 
 		log.Error("no Pod gets a log sidecar", "error", err.Error())
 		return logging{run: untilDone}, nil
 	}
+	watcher, err := newWatcher(o, rc, events, registry, log)
+	if err != nil {
+		return logging{}, err
+	}
 	return logging{injectors: []webhook.Mutator{injector}, run: func(ctx context.Context) error {
 		group, ctx := errgroup.WithContext(ctx)
 		group.Go(func() error { return reader.Start(ctx) })
-		group.Go(func() error { return leading(ctx, o, rc, log) })
+		group.Go(func() error { return leading(ctx, o, rc, watcher, log) })
 		return group.Wait()
 	}}, nil
+}
+
+// newWatcher makes what measures coverage.
+func newWatcher(o options, rc *rest.Config, events coverage.Events, registry prometheus.Registerer, log *slog.Logger) (*coverage.Watcher, error) {
+	uncached, err := coverage.NewClient(rc)
+	if err != nil {
+		return nil, err
+	}
+	return coverage.NewWatcher(uncached, &loki.Client{URL: o.loki}, events, coverage.Options{Log: log}, registry)
 }
 
 func untilDone(ctx context.Context) error {
@@ -84,9 +100,9 @@ func newReader(rc *rest.Config) (cache.Cache, error) {
 const leadingAgain = 5 * time.Second
 
 // leading keeps trying to lead, and leads, until the context ends.
-func leading(ctx context.Context, o options, rc *rest.Config, log *slog.Logger) error {
+func leading(ctx context.Context, o options, rc *rest.Config, watcher *coverage.Watcher, log *slog.Logger) error {
 	for ctx.Err() == nil {
-		if err := lead(ctx, o, rc, log); err != nil && ctx.Err() == nil {
+		if err := lead(ctx, o, rc, watcher, log); err != nil && ctx.Err() == nil {
 			log.Error("keeping the configuration of log sidecars", "error", err.Error())
 		}
 		select {
@@ -97,7 +113,7 @@ func leading(ctx context.Context, o options, rc *rest.Config, log *slog.Logger) 
 	return nil
 }
 
-func lead(ctx context.Context, o options, rc *rest.Config, log *slog.Logger) error {
+func lead(ctx context.Context, o options, rc *rest.Config, watcher *coverage.Watcher, log *slog.Logger) error {
 	yes := true
 	logger := logr.FromSlogHandler(log.Handler())
 	manager, err := ctrl.NewManager(rc, ctrl.Options{
@@ -116,6 +132,9 @@ func lead(ctx context.Context, o options, rc *rest.Config, log *slog.Logger) err
 	}
 	if err := (&logconfig.Reconciler{Client: manager.GetClient()}).SetupWithManager(manager); err != nil {
 		return fmt.Errorf("making the reconciler: %w", err)
+	}
+	if err := manager.Add(watcher); err != nil {
+		return fmt.Errorf("adding the watcher of coverage: %w", err)
 	}
 	return manager.Start(ctx)
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/omnivision/omnivision/gate/server"
 	"github.com/omnivision/omnivision/gate/webhook"
 	"github.com/omnivision/omnivision/internal/version"
+	"github.com/omnivision/omnivision/logs/loki"
 )
 
 func main() {
@@ -55,6 +56,7 @@ type options struct {
 	trust                      string
 	google                     bool
 	sidecar, cluster, region   string
+	loki                       string
 	drainDelay, drainTimeout   time.Duration
 	logLevel                   slog.Level
 	showVersion                bool
@@ -92,6 +94,7 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (options
 	fs.StringVar(&o.sidecar, "sidecar-image", getenv("OMNIVISION_SIDECAR_IMAGE"), "`image` of the log sidecar, pinned by digest, by default $OMNIVISION_SIDECAR_IMAGE; without it no Pod gets one")
 	fs.StringVar(&o.cluster, "cluster", getenv("OMNIVISION_CLUSTER"), "`name` of the cluster, a label of every log line; by default $OMNIVISION_CLUSTER")
 	fs.StringVar(&o.region, "region", getenv("OMNIVISION_REGION"), "`name` of its region, likewise; by default $OMNIVISION_REGION")
+	fs.StringVar(&o.loki, "loki", "http://"+loki.Service+"."+loki.Namespace+".svc:"+loki.Port, "`URL` of the cluster's Loki, which is asked what has arrived")
 	fs.StringVar(&o.configuration, "webhook-configuration", "omnivision-gate", "`name` of the Mutating- and of the ValidatingWebhookConfiguration that get the CA")
 	fs.StringVar(&o.admitted, "admitted-configmap", "omnivision-gate-admitted", "`name` of the ConfigMap that keeps what this cluster admitted, for outages of the registry")
 	fs.StringVar(&o.trust, "trust", "/etc/omnivision/trust/public:/etc/omnivision/trust/own", "`folders`, with : between them, that may hold the trusted_root.json of a Sigstore whose certificates count; one has to")
@@ -155,11 +158,11 @@ func start(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	registry := prometheus.NewRegistry()
-	logging, err := newLogging(o, config, registry, log)
+	events, err := newEvents(background, o, config)
 	if err != nil {
 		return err
 	}
-	events, err := newEvents(background, o, config)
+	logging, err := newLogging(o, config, events, registry, log)
 	if err != nil {
 		return err
 	}

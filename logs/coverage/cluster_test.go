@@ -112,7 +112,7 @@ func TestWatcherInARealCluster(t *testing.T) {
 	server := apiservertest.Start(t)
 	admin, err := kubernetes.NewForConfig(server.Config)
 	must(t, err)
-	_, err = admin.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace, Labels: map[string]string{inject.NamespaceLabel: inject.NamespaceEnabled}}}, metav1.CreateOptions{})
+	_, err = admin.CoreV1().Namespaces().Create(t.Context(), labelled(true), metav1.CreateOptions{})
 	must(t, err)
 	runs(t, admin, pod("good"))
 	runs(t, admin, pod("quits", bare, annotated(inject.OptOutAnnotation, inject.OptOut)))
@@ -124,7 +124,7 @@ func TestWatcherInARealCluster(t *testing.T) {
 	must(t, err)
 	events, err := kubernetes.NewForConfig(config)
 	must(t, err)
-	w, err := NewWatcher(c, delivery{}, webhook.NewEvents(t.Context(), events, "test"), Options{Evict: true}, prometheus.NewRegistry())
+	w, err := NewWatcher(c, delivery{}, webhook.NewEvents(t.Context(), events, "test"), Options{}, prometheus.NewRegistry())
 	must(t, err)
 	later := time.Now().Add(time.Minute) // the Pods are not young any more
 	var reports []Report

@@ -93,13 +93,22 @@ func (d delivery) Delivered(context.Context, string, time.Duration) (map[loki.So
 	return map[loki.Source]bool{{Namespace: namespace, Pod: "good", Container: "main"}: true}, d.err
 }
 
+// labelled is the namespace, which wants its Pods repaired or not.
+func labelled(evict bool) *corev1.Namespace {
+	n := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace, Labels: map[string]string{inject.NamespaceLabel: inject.NamespaceEnabled}}}
+	if evict {
+		n.Annotations = map[string]string{RepairAnnotation: Evict}
+	}
+	return n
+}
+
 func watcher(t *testing.T, d delivery, evict bool) (*Watcher, client.Client, *record.FakeRecorder) {
 	t.Helper()
 	good, slipped, alone := pod("good"), pod("slipped", bare), pod("alone", bare, func(p *corev1.Pod) { p.OwnerReferences = nil })
-	c := fake.NewClientBuilder().WithObjects(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace, Labels: map[string]string{inject.NamespaceLabel: inject.NamespaceEnabled}}},
+	c := fake.NewClientBuilder().WithObjects(labelled(evict),
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "other"}}, &good, &slipped, &alone).Build()
 	events := record.NewFakeRecorder(10)
-	w, err := NewWatcher(c, d, events, Options{Evict: evict}, prometheus.NewRegistry())
+	w, err := NewWatcher(c, d, events, Options{}, prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}

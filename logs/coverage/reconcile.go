@@ -28,11 +28,15 @@ type Options struct {
 	Every, Within time.Duration
 	// Settle is how old a Pod must be to count; default 30 s.
 	Settle time.Duration
-	// Evict has Pods evicted that slipped through, one in each namespace at a time, within their disruption budgets.
-	// Their controller makes new ones, which the webhook then sees. Off by default.
-	Evict bool
-	Log   *slog.Logger
+	Log    *slog.Logger
 }
+
+// RepairAnnotation with the value Evict on a labelled namespace has Pods evicted there that slipped through, one at a time,
+// within their disruption budgets. Their controller makes new ones, which the webhook then sees.
+const (
+	RepairAnnotation = "logging.omnivision.ai/repair"
+	Evict            = "evict"
+)
 
 const (
 	// raiseAgain is how long a Pod's gap has to last for another Event.
@@ -117,28 +121,29 @@ func (w *Watcher) Start(ctx context.Context) error {
 func (w *Watcher) Measure(ctx context.Context, now time.Time) ([]Report, error) {
 	ctx, cancel := context.WithTimeout(ctx, max(w.options.Every, 10*time.Second))
 	defer cancel()
-	names, err := w.survey.Namespaces(ctx)
+	namespaces, err := w.survey.namespaces(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var reports []Report
-	for _, name := range names {
-		report, err := w.survey.Namespace(ctx, name, now)
+	var reports, repairs []Report
+	for _, n := range namespaces {
+		report, err := w.survey.Namespace(ctx, n.Name, now)
 		if err != nil {
-			w.fail(name, err)
+			w.fail(n.Name, err)
 			continue
 		}
 		if report.Unknown != "" {
-			w.fail(name, errors.New(report.Unknown))
+			w.fail(n.Name, errors.New(report.Unknown))
 		}
 		reports = append(reports, report)
+		if n.Annotations[RepairAnnotation] == Evict {
+			repairs = append(repairs, report)
+		}
 	}
 	w.export(reports)
 	w.raise(reports, now)
-	if w.options.Evict {
-		for _, report := range reports {
-			w.repair(ctx, report, now)
-		}
+	for _, report := range repairs {
+		w.repair(ctx, report, now)
 	}
 	return reports, nil
 }

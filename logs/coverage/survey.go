@@ -56,16 +56,13 @@ func NewClient(config *rest.Config) (client.Client, error) {
 	return c, nil
 }
 
-// Namespaces are the names of those that have logging enabled.
-func (s Survey) Namespaces(ctx context.Context) (names []string, err error) {
+// namespaces are those that have logging enabled.
+func (s Survey) namespaces(ctx context.Context) ([]corev1.Namespace, error) {
 	var list corev1.NamespaceList
 	if err := s.Reader.List(ctx, &list, client.MatchingLabels{inject.NamespaceLabel: inject.NamespaceEnabled}); err != nil {
 		return nil, fmt.Errorf("list the namespaces with logging enabled: %w", err)
 	}
-	for _, n := range list.Items {
-		names = append(names, n.Name)
-	}
-	return names, nil
+	return list.Items, nil
 }
 
 // Namespace measures one. Without Loki's answer the sidecars are measured all the same.
@@ -94,13 +91,13 @@ func (s Survey) Namespace(ctx context.Context, name string, now time.Time) (Repo
 
 // All measures every labelled namespace.
 func (s Survey) All(ctx context.Context, now time.Time) ([]Report, error) {
-	names, err := s.Namespaces(ctx)
+	namespaces, err := s.namespaces(ctx)
 	if err != nil {
 		return nil, err
 	}
 	reports := []Report{}
-	for _, name := range names {
-		report, err := s.Namespace(ctx, name, now)
+	for _, n := range namespaces {
+		report, err := s.Namespace(ctx, n.Name, now)
 		if err != nil {
 			return nil, err
 		}

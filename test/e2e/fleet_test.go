@@ -144,6 +144,8 @@ func TestFleet(t *testing.T) {
 		{"KilledUp", testKilledUp},
 		{"Up", testUp},
 		{"BothRegionsGenerate", testBothRegionsGenerate},
+		{"LogsArrive", testLogsArrive},
+		{"EverySlippedPodIsRepaired", testSlippedPod},
 		{"OregonOnlyChange", testOregonOnlyChange},
 		{"BrokenCommit", testBrokenCommit},
 		{"SecondUpIsRefused", testSecondUpIsRefused},
@@ -152,7 +154,7 @@ func TestFleet(t *testing.T) {
 		{"XidReachesWorkerAndPrometheus", testXid},
 		{"BrokenGPULeavesItsNode", testBrokenGPU},
 		{"ExistingClusters", testExistingClusters},
-		{"KilledNode", testKilledNode},
+		{"NothingIsLostOrDoubled", testNumberedWriter}, // kills a node
 		{"RebootedMachine", testReboot},
 		{"PushReleases", testPushReleases},
 		{"ReleaseFromShell", testReleaseFromShell},

@@ -190,7 +190,9 @@ func testBrokenGPU(t *testing.T) {
 	eventually(t, "Oregon is healthy", 5*time.Minute, func() error { return healthy(t) })
 }
 
-func testKilledNode(t *testing.T) {
+// killNode kills the node that Oregon's control of itself is on, and brings it back.
+func killNode(t *testing.T) {
+	t.Helper()
 	omnivision(t, "node", "kill", "--cluster", "cluster-aws", "cpu-0")
 	if _, _, err := generate(regions[1].ui); err != nil {
 		t.Errorf("Belgium suffers from a node's death in Oregon: %v", err)
