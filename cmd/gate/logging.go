@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -14,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -102,7 +102,7 @@ const leadingAgain = 5 * time.Second
 // leading keeps trying to lead, and leads, until the context ends.
 func leading(ctx context.Context, o options, rc *rest.Config, watcher *coverage.Watcher, log *slog.Logger) error {
 	for ctx.Err() == nil {
-		if err := lead(ctx, o, rc, watcher, log); err != nil && ctx.Err() == nil {
+		if err := lead(ctx, o, rc, watcher); err != nil && ctx.Err() == nil {
 			log.Error("keeping the configuration of log sidecars", "error", err.Error())
 		}
 		select {
@@ -113,11 +113,10 @@ func leading(ctx context.Context, o options, rc *rest.Config, watcher *coverage.
 	return nil
 }
 
-func lead(ctx context.Context, o options, rc *rest.Config, watcher *coverage.Watcher, log *slog.Logger) error {
+func lead(ctx context.Context, o options, rc *rest.Config, watcher *coverage.Watcher) error {
 	yes := true
-	logger := logr.FromSlogHandler(log.Handler())
 	manager, err := ctrl.NewManager(rc, ctrl.Options{
-		Scheme: scheme.Scheme, Logger: logger,
+		Scheme: scheme.Scheme, Logger: klog.Background(),
 		LeaderElection: true, LeaderElectionID: "omnivision-gate-logging", LeaderElectionNamespace: o.namespace, LeaderElectionReleaseOnCancel: true,
 		Metrics: server.Options{BindAddress: "0"}, HealthProbeBindAddress: "0",
 		Controller: config.Controller{SkipNameValidation: &yes},
