@@ -38,6 +38,12 @@ func TestRescanOfAFleetThatRunsNothingIsClean(t *testing.T) {
 	}
 }
 
+func TestCleanFleetOfWhichNobodyWillKnowIsNoSuccess(t *testing.T) {
+	if err := verdict(rescan.Report{Deployed: []rescan.Deployed{{Status: rescan.Clean, Attested: rescan.Unstated}}}); err == nil {
+		t.Error("a scan that could not be stated passes")
+	}
+}
+
 func TestVulnerableFleetIsWorseThanOneThatIsNotKnown(t *testing.T) {
 	for name, test := range map[string]struct {
 		statuses []rescan.Status

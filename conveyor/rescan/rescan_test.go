@@ -253,11 +253,11 @@ func TestReportForPeopleSaysEachThingOnce(t *testing.T) {
 	if err := report.WriteText(&text); err != nil {
 		t.Fatal(err)
 	}
-	want := `CLUSTER  APP                IMAGE                  STATUS      FINDINGS              WHAT TO DO
-oregon   omnivision-worker  0.1.0-57@0123456789ab  vulnerable  1 medium, 1 excepted  release it anew with newer golang.org/x/net; replace or except libc6: no fixed version yet
-oregon   omnivision-ui      0.1.0-55@fedcba987654  clean       1 medium, 1 excepted  fix what is excepted, by 2026-12-31
-belgium  omnivision-worker  0.1.0-57@0123456789ab  vulnerable  1 medium, 1 excepted  release it anew with newer golang.org/x/net; replace or except libc6: no fixed version yet
-belgium  omnivision-ui      -                      unreleased  -                     nothing
+	want := `CLUSTER  APP                IMAGE                  STATUS      STATED  FINDINGS              WHAT TO DO
+oregon   omnivision-worker  0.1.0-57@0123456789ab  vulnerable  -       1 medium, 1 excepted  release it anew with newer golang.org/x/net; replace or except libc6: no fixed version yet
+oregon   omnivision-ui      0.1.0-55@fedcba987654  clean       -       1 medium, 1 excepted  fix what is excepted, by 2026-12-31
+belgium  omnivision-worker  0.1.0-57@0123456789ab  vulnerable  -       1 medium, 1 excepted  release it anew with newer golang.org/x/net; replace or except libc6: no fixed version yet
+belgium  omnivision-ui      -                      unreleased  -       -                     nothing
 
 trivy 0.68.0, database of 2026-11-24T06:00:00Z
 
