@@ -1,12 +1,10 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote"
@@ -58,7 +56,7 @@ covers, and with 1 if one could not be looked at, or its scan not be stated.`,
 
 func (f *rescanFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&f.source, "source", ".", "checkout of the source repository, for its exceptions")
+	flags.StringVar(&f.source, "source", ".", "checkout of the source repository")
 	flags.StringVar(&f.tree, "tree", "", "directory of the GitOps tree (default: omnivision-gitops in the source)")
 	flags.BoolVar(&f.plainHTTP, "plain-http", false, "speak HTTP to the registries")
 	flags.DurationVar(&f.timeout, "timeout", 30*time.Minute, "give up after this time")
@@ -74,7 +72,7 @@ func (f *rescanFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	scanner, err := f.scanning.scanner(f.source, f.plainHTTP, keychain.Password)
+	scanner, err := f.scanning.scanner(sourceTree(f.tree, f.source), f.plainHTTP, keychain.Password)
 	if err != nil {
 		return err
 	}
@@ -89,7 +87,7 @@ func (f *rescanFlags) run(ctx context.Context, cmd *cobra.Command) error {
 		}
 		look.Attest = &rescan.Attestation{Signer: signer, Every: f.attestEvery}
 	}
-	tree := os.DirFS(cmp.Or(f.tree, filepath.Join(f.source, "omnivision-gitops")))
+	tree := os.DirFS(sourceTree(f.tree, f.source))
 	report, err := look.Run(ctx, tree, func(what string) { fmt.Fprintln(cmd.ErrOrStderr(), what) })
 	if err != nil {
 		return err

@@ -265,7 +265,7 @@ omnivision-worker 0.1.0-57@0123456789ab has 2 findings of severity HIGH or CRITI
   SEVERITY  ID              PACKAGE           INSTALLED  FIXED IN  WHERE
   HIGH      CVE-2023-39325  golang.org/x/net  v0.16.0    0.17.0    usr/local/bin/worker
   HIGH      CVE-2026-1      libc6             2.36       none yet  debian 12
-Update what is affected, or add a reviewed exception with a reason and an end to conveyor/exceptions.yaml.
+Update what is affected, or add a reviewed exception with a reason and an end to components/policies/manifests/release-policy.yaml of the GitOps tree.
 `
 	if text.String() != want {
 		t.Errorf("the report is\n%s\nwant\n%s", text.String(), want)
