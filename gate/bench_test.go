@@ -148,7 +148,10 @@ func serveRole(role string) error {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(0)
 	}()
-	s := &http.Server{Handler: handler, IdleTimeout: 3 * time.Minute}
+	mux := http.NewServeMux()
+	mux.Handle("/", handler)
+	mux.HandleFunc("/readyz", func(http.ResponseWriter, *http.Request) {}) // for the front
+	s := &http.Server{Handler: mux, IdleTimeout: 3 * time.Minute}
 	return s.Serve(tls.NewListener(listener, &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}))
 }
 
