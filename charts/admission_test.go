@@ -35,6 +35,7 @@ const (
 	rolloutsModule   = "github.com/argoproj/argo-rollouts@v1.10.2"
 	traefikModule    = "github.com/traefik/traefik/v3@v3.6.12"
 	gatewayModule    = "sigs.k8s.io/gateway-api@v1.4.0"
+	ownTree          = "" // no module: what this repository defines itself
 )
 
 // crds names the file of each custom kind's definition.
@@ -44,6 +45,7 @@ var crds = map[schema.GroupVersionKind][2]string{
 	{Group: "traefik.io", Version: "v1alpha1", Kind: "IngressRoute"}:       {traefikModule, "docs/content/reference/dynamic-configuration/traefik.io_ingressroutes.yaml"},
 	{Group: "traefik.io", Version: "v1alpha1", Kind: "TraefikService"}:     {traefikModule, "docs/content/reference/dynamic-configuration/traefik.io_traefikservices.yaml"},
 	{Group: "gateway.networking.k8s.io", Version: "v1", Kind: "HTTPRoute"}: {gatewayModule, "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"},
+	{Group: "omnivision.ai", Version: "v1alpha1", Kind: "ReleasePolicy"}:   {ownTree, "components/crds/manifests/releasepolicies.omnivision.ai.yaml"},
 }
 
 var (
@@ -83,7 +85,11 @@ func download(t *testing.T, module string) {
 
 func readModuleFile(t *testing.T, module, name string) []byte {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join(moduleDir(t, module), filepath.FromSlash(name)))
+	dir := "../omnivision-gitops"
+	if module != ownTree {
+		dir = moduleDir(t, module)
+	}
+	data, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(name)))
 	if err != nil {
 		t.Fatal(err)
 	}

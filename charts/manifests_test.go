@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/omnivision/omnivision/apis/v1alpha1"
 )
 
 const (
@@ -224,6 +226,54 @@ func TestWhatIsOffIsNotRendered(t *testing.T) {
 	for _, o := range slices.Concat(off.Objects, off.Hooks) {
 		if slices.Contains([]string{"NetworkPolicy", "Pod", "Ingress"}, o.GetKind()) || o.GetKind() == "PodDisruptionBudget" && strings.HasSuffix(o.GetName(), "-ui") {
 			t.Errorf("it is off, yet there is %s", o.ID())
+		}
+	}
+}
+
+// What admission lets run is what the Rollouts run, and it is told before they come (P32).
+func TestAdmissionIsHeldToTheImagesOfTheValues(t *testing.T) {
+	const id = "ReleasePolicy.omnivision.ai/omnivision-platform"
+	for scenario := range scenarios(t) {
+		result := mustRender(t, scenario, "")
+		object := find(t, result, id)
+		text, err := object.MarshalJSON()
+		if err != nil {
+			t.Fatal(err)
+		}
+		policy, err := v1alpha1.DecodeReleasePolicy(text)
+		if err != nil {
+			t.Fatalf("%s: the gate cannot read it: %v", scenario, err)
+		}
+		var run []string
+		for _, o := range result.Objects {
+			if o.GetKind() == "Rollout" {
+				run = append(run, at(t, o.Unstructured, "spec.template.spec.containers.0.image").(string))
+			}
+		}
+		if wave := object.GetAnnotations()["argocd.argoproj.io/sync-wave"]; wave != "-1" || !policy.Spec.GitOnly || len(run) == 0 || len(policy.Spec.Admitted) != len(run) || len(policy.Spec.Images) != len(run) {
+			t.Fatalf("%s: in wave %q, for the images %q: %+v", scenario, wave, run, policy.Spec)
+		}
+		for i, image := range run {
+			admitted := slices.IndexFunc(policy.Spec.Admitted, func(d v1alpha1.ImageDigest) bool {
+				return strings.Contains(image, "/"+d.Repository+":") && strings.HasSuffix(image, "@"+d.Digest)
+			})
+			covered := slices.ContainsFunc(policy.Spec.Images, func(p v1alpha1.ImagePattern) bool {
+				return strings.Contains(image, strings.Trim(p.Glob, "*")+":")
+			})
+			if admitted < 0 || !covered {
+				t.Errorf("%s: Rollout %d runs %s, and admission is told %+v", scenario, i, image, policy.Spec)
+			}
+		}
+	}
+	half := find(t, mustRender(t, "gcp-minimal", "{global: {requireDigest: false}, aiWorker: {digest: ''}}"), id)
+	if images := at(t, half, "spec.images").([]any); len(images) != 1 {
+		t.Errorf("of a worker without a digest nothing can be demanded: %v", images)
+	}
+	for _, values := range []string{"{admission: {gitOnly: false}}", "{global: {requireDigest: false}, aiWorker: {digest: ''}, ui: {digest: ''}}"} {
+		for _, o := range mustRender(t, "gcp-minimal", values).Objects {
+			if o.GetKind() == "ReleasePolicy" {
+				t.Errorf("with %s there is %s", values, o.ID())
+			}
 		}
 	}
 }

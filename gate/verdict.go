@@ -79,3 +79,10 @@ const (
 type Judge interface {
 	Judge(ctx context.Context, image Image) Verdict
 }
+
+// Knower is a Judge that can say at once what it knows already, and never waits: false is
+// that it would have to ask somebody.
+type Knower interface {
+	Judge
+	Known(image Image) (Verdict, bool)
+}

@@ -63,7 +63,7 @@ type ImagePattern struct {
 type Scan struct {
 	// MaxAge is how long ago it may have been.
 	MaxAge metav1.Duration `json:"maxAge"`
-	// Exceptions let findings pass, as those of conveyor/exceptions.yaml do in a release.
+	// Exceptions let findings pass, here and when a release is scanned.
 	Exceptions []ScanException `json:"exceptions,omitempty"`
 }
 

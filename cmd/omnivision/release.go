@@ -235,7 +235,7 @@ func (f *releaseFlags) release(ctx context.Context, found found, until string) (
 	if err != nil {
 		return release.Release{}, err
 	}
-	scanner, err := f.scanning.scanner(f.dir, f.plainHTTP, keychain.Password)
+	scanner, err := f.scanning.scanner(f.treeDir(), f.plainHTTP, keychain.Password)
 	if err != nil {
 		return release.Release{}, err
 	}

@@ -11,7 +11,7 @@ import (
 func sourceCheckout(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	for _, path := range []string{"conveyor/apps.yaml", "conveyor/exceptions.yaml"} {
+	for _, path := range []string{"conveyor/apps.yaml"} {
 		content, err := os.ReadFile(filepath.Join("../..", path))
 		must(t, err)
 		must(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, path)), 0o755))

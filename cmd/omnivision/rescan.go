@@ -1,12 +1,10 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote"
@@ -18,6 +16,9 @@ import (
 type rescanFlags struct {
 	source, tree, output string
 	scanning             scannerFlags
+	trust                trustFlags
+	attest               bool
+	attestEvery          time.Duration
 	plainHTTP            bool
 	timeout              time.Duration
 }
@@ -33,10 +34,14 @@ for the digest that Git names there; what several clusters run is scanned once.
 No cluster is asked. An image that is gone or cannot be scanned does not keep
 the others from being scanned.
 
+With --attest the scan of each clean image is stated beside it, signed as a release is,
+since admission demands a scan that is not too old. It takes the identity that signs
+releases and the right to push. Of a vulnerable image nothing is stated.
+
 Exits with 3 if an image has a HIGH or CRITICAL vulnerability that no exception
-of conveyor/exceptions.yaml covers, and with 1 if one could not be looked at.`,
+covers, and with 1 if one could not be looked at, or its scan not be stated.`,
 		Example: `  omnivision rescan
-  omnivision rescan --tree ../omnivision-gitops
+  omnivision rescan --tree ../omnivision-gitops --attest
   omnivision rescan -o json | jq '.deployed[] | select(.status == "vulnerable")'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -51,11 +56,14 @@ of conveyor/exceptions.yaml covers, and with 1 if one could not be looked at.`,
 
 func (f *rescanFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&f.source, "source", ".", "checkout of the source repository, for its exceptions")
+	flags.StringVar(&f.source, "source", ".", "checkout of the source repository")
 	flags.StringVar(&f.tree, "tree", "", "directory of the GitOps tree (default: omnivision-gitops in the source)")
 	flags.BoolVar(&f.plainHTTP, "plain-http", false, "speak HTTP to the registries")
 	flags.DurationVar(&f.timeout, "timeout", 30*time.Minute, "give up after this time")
+	flags.BoolVar(&f.attest, "attest", false, "state the scan of each clean image beside it")
+	flags.DurationVar(&f.attestEvery, "attest-every", rescan.DefaultEvery, "with --attest, how old the last statement may become before a new one is made")
 	f.scanning.add(cmd)
+	f.trust.add(cmd)
 	outputFlag(cmd, &f.output)
 }
 
@@ -64,7 +72,7 @@ func (f *rescanFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	scanner, err := f.scanning.scanner(f.source, f.plainHTTP, keychain.Password)
+	scanner, err := f.scanning.scanner(sourceTree(f.tree, f.source), f.plainHTTP, keychain.Password)
 	if err != nil {
 		return err
 	}
@@ -72,7 +80,14 @@ func (f *rescanFlags) run(ctx context.Context, cmd *cobra.Command) error {
 		Scanner: scanner, PlainHTTP: f.plainHTTP,
 		Registry: []remote.Option{remote.WithAuthFromKeychain(keychain)},
 	}
-	tree := os.DirFS(cmp.Or(f.tree, filepath.Join(f.source, "omnivision-gitops")))
+	if f.attest {
+		signer, err := f.trust.signer(ctx)
+		if err != nil {
+			return err
+		}
+		look.Attest = &rescan.Attestation{Signer: signer, Every: f.attestEvery}
+	}
+	tree := os.DirFS(sourceTree(f.tree, f.source))
 	report, err := look.Run(ctx, tree, func(what string) { fmt.Fprintln(cmd.ErrOrStderr(), what) })
 	if err != nil {
 		return err
@@ -94,6 +109,8 @@ func verdict(report rescan.Report) error {
 		return codedError{exitUnhealthy, errors.New("what is deployed is vulnerable: see above")}
 	case report.Has(rescan.Unknown):
 		return errors.New("not all that is deployed could be looked at: see above")
+	case report.Unstated():
+		return errors.New("what is deployed is clean, and not all of that could be stated: see above")
 	}
 	return nil
 }

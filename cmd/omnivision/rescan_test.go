@@ -15,7 +15,7 @@ func TestRescanSaysWhatItLacks(t *testing.T) {
 		code int
 		want string
 	}{
-		"a checkout of the source": {[]string{"--source", t.TempDir()}, exitFailed, "conveyor/exceptions.yaml"},
+		"a checkout of the source": {[]string{"--source", t.TempDir()}, exitFailed, "fleet.yaml"},
 		"a GitOps tree":            {[]string{"--source", dir, "--tree", t.TempDir()}, exitFailed, "fleet.yaml"},
 		"a known output":           {[]string{"--source", dir, "-o", "xml"}, exitUsage, "use text or json"},
 	} {
@@ -35,6 +35,12 @@ func TestRescanOfAFleetThatRunsNothingIsClean(t *testing.T) {
 		if err != nil || code != 0 || strings.Count(out, string(rescan.Unreleased)) != 4 {
 			t.Errorf("exit code %d: %v\n%s", code, err, out)
 		}
+	}
+}
+
+func TestCleanFleetOfWhichNobodyWillKnowIsNoSuccess(t *testing.T) {
+	if err := verdict(rescan.Report{Deployed: []rescan.Deployed{{Status: rescan.Clean, Attested: rescan.Unstated}}}); err == nil {
+		t.Error("a scan that could not be stated passes")
 	}
 }
 

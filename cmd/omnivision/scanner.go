@@ -2,7 +2,6 @@ package main
 
 import (
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -22,17 +21,13 @@ func (f *scannerFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.offline, "offline-scan", false, "use the vulnerability database that is there")
 }
 
-// scanner takes the exceptions from a checkout of the source repository.
-func (f *scannerFlags) scanner(source string, plainHTTP bool, credentials scan.Credentials) (scan.Scanner, error) {
+// scanner takes the exceptions from a GitOps tree.
+func (f *scannerFlags) scanner(tree string, plainHTTP bool, credentials scan.Credentials) (scan.Scanner, error) {
 	cache, err := cacheDir(f.cache, "trivy", "--trivy-cache")
 	if err != nil {
 		return scan.Scanner{}, err
 	}
-	src, err := os.ReadFile(filepath.Join(source, "conveyor", "exceptions.yaml"))
-	if err != nil {
-		return scan.Scanner{}, err
-	}
-	exceptions, err := scan.ParseExceptions(src)
+	exceptions, err := scan.ReadExceptions(os.DirFS(tree))
 	if err != nil {
 		return scan.Scanner{}, err
 	}

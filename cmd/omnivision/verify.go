@@ -27,7 +27,7 @@ import (
 
 type verifyFlags struct {
 	trustedRoot, subject, issuer, key string
-	tree, exceptions                  string
+	tree                              string
 	plainHTTP                         bool
 	output                            string
 	timeout                           time.Duration
@@ -104,7 +104,6 @@ func (f *verifyFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.subject, "identity", "", "who must have signed: the workflow with its ref, in full (default: release.identity of fleet.yaml)")
 	flags.StringVar(&f.issuer, "issuer", "", "who must have vouched for the identity (default: release.issuer of fleet.yaml)")
 	flags.StringVar(&f.tree, "tree", "", "directory of the GitOps tree (default: this one, or omnivision-gitops in it)")
-	flags.StringVar(&f.exceptions, "exceptions", "", "conveyor/exceptions.yaml of the source: findings that may pass in each cluster")
 	flags.StringVar(&f.key, "key", "", "public key that must have signed instead (PEM)")
 	flags.BoolVar(&f.plainHTTP, "plain-http", false, "speak HTTP to the registry")
 	flags.DurationVar(&f.timeout, "timeout", time.Minute, "give up after this time")
@@ -192,14 +191,8 @@ func (f *verifyFlags) checker(policy verify.Policy, options []remote.Option) (ad
 	case f.key != "":
 		c.Distrust = "only a key was looked for, and " + fleet.File + " wants " + c.Policy.Identity.String() + ": give --trusted-root"
 	}
-	if f.exceptions == "" {
-		return c, nil
-	}
-	src, err := os.ReadFile(f.exceptions)
-	if err != nil {
-		return c, fmt.Errorf("reading the exceptions: %w", err)
-	}
-	c.Exceptions, err = scan.ParseExceptions(src)
+	var err error
+	c.Exceptions, err = scan.ReadExceptions(c.Tree)
 	return c, err
 }
 

@@ -38,7 +38,7 @@ func newVouchCommand() *cobra.Command {
 func vouch(ctx context.Context, list localfleet.FirstImages, out io.Writer) error {
 	described := releaseFlags{dir: list.Source}
 	scanning := scannerFlags{trivy: "trivy", cache: list.Database}
-	scanner, err := scanning.scanner(list.Source, false, nil)
+	scanner, err := scanning.scanner(sourceTree("", list.Source), false, nil)
 	if err != nil {
 		return err
 	}

@@ -195,11 +195,7 @@ func (r Release) signing(before conveyor.Results) (sign.Request, error) {
 			return sign.Request{}, fmt.Errorf("the image for %s, %s, was not scanned", p.Platform, p.Digest)
 		}
 		request.Platforms = append(request.Platforms, sign.Platform{
-			Platform: p.Platform, Digest: p.Digest, SBOM: scanned.Images[at].SBOM,
-			Scan: sign.ScanResult{
-				Scanner: scanned.Scanner, DatabaseVersion: fmt.Sprint(scanned.Database.Version), DatabaseUpdated: scanned.Database.UpdatedAt,
-				Scanned: scanned.Scanned, Result: scanned.Images[at].Report,
-			},
+			Platform: p.Platform, Digest: p.Digest, SBOM: scanned.Images[at].SBOM, Scan: sign.ScanOf(scanned, scanned.Images[at]),
 		})
 	}
 	return request, nil

@@ -30,6 +30,8 @@ type Rescan struct {
 	Registry []remote.Option
 	// PlainHTTP speaks HTTP to the registries.
 	PlainHTTP bool
+	// Attest, if set, states beside each clean image that it is.
+	Attest *Attestation
 }
 
 // Scanner scans the images of an app.
@@ -65,8 +67,9 @@ type Deployed struct {
 	// Findings are those that an image would not be released with.
 	Findings []scan.Finding  `json:"findings,omitempty"`
 	Excepted []scan.Excepted `json:"excepted,omitempty"`
-	Problem  string          `json:"problem,omitempty"` // why it is not known
-	Todo     string          `json:"todo,omitempty"`    // what to do, if anything
+	Problem  string          `json:"problem,omitempty"` // why it is not known, or not stated
+	Attested Attested        `json:"attested,omitempty"`
+	Todo     string          `json:"todo,omitempty"` // what to do, if anything
 
 	table string // of the findings, for people
 }
@@ -74,6 +77,11 @@ type Deployed struct {
 // Has reports whether something has this status.
 func (r Report) Has(status Status) bool {
 	return slices.ContainsFunc(r.Deployed, func(d Deployed) bool { return d.Status == status })
+}
+
+// Unstated reports whether something is clean and nobody will know.
+func (r Report) Unstated() bool {
+	return slices.ContainsFunc(r.Deployed, func(d Deployed) bool { return d.Attested == Unstated })
 }
 
 // Run looks at everything that the tree deploys. What it cannot look at is in the
@@ -101,7 +109,11 @@ func (r Rescan) Run(ctx context.Context, tree fs.FS, progress func(string)) (Rep
 			if result.result.Scanner != "" {
 				report.Scanner, report.Database = result.result.Scanner, result.result.Database
 			}
-			report.Deployed = append(report.Deployed, found.judge(result))
+			found = found.judge(result)
+			if r.Attest != nil && found.Status == Clean {
+				found = found.attested(r.attest(ctx, cluster, app, result.result, progress))
+			}
+			report.Deployed = append(report.Deployed, found)
 		}
 	}
 	return report, nil
@@ -150,14 +162,11 @@ func (r Rescan) look(ctx context.Context, cluster fleet.Cluster, app fleet.App, 
 
 // targets are the images of the platforms, as this registry has them.
 func (r Rescan) targets(ctx context.Context, cluster fleet.Cluster, app fleet.App, release fleet.Release) ([]scan.Target, error) {
-	var parse []name.Option
-	if r.PlainHTTP {
-		parse = append(parse, name.Insecure)
-	}
-	image, err := name.NewDigest(cluster.ImageRegistry+"/"+app.Repository+"@"+release.Digest, parse...)
+	repository, err := r.repository(cluster, app)
 	if err != nil {
-		return nil, fmt.Errorf("the image of %s in %s: %w", app.Name, cluster.Name, err)
+		return nil, err
 	}
+	image := repository.Digest(release.Digest)
 	desc, err := remote.Get(image, append(slices.Clone(r.Registry), remote.WithContext(ctx))...)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", image, err)
@@ -174,6 +183,18 @@ func (r Rescan) targets(ctx context.Context, cluster fleet.Cluster, app fleet.Ap
 		return nil, fmt.Errorf("reading %s: %w", image, err)
 	}
 	return platforms(image, manifest)
+}
+
+func (r Rescan) repository(cluster fleet.Cluster, app fleet.App) (name.Repository, error) {
+	var parse []name.Option
+	if r.PlainHTTP {
+		parse = append(parse, name.Insecure)
+	}
+	repository, err := name.NewRepository(cluster.ImageRegistry+"/"+app.Repository, parse...)
+	if err != nil {
+		return name.Repository{}, fmt.Errorf("the repository of %s in %s: %w", app.Name, cluster.Name, err)
+	}
+	return repository, nil
 }
 
 // platforms leaves out what no node runs: builders mark attestations so.
@@ -212,6 +233,15 @@ func (d Deployed) judge(o outcome) Deployed {
 	default:
 		d.Status, d.Problem = Unknown, o.err.Error()
 		d.Todo = "make it readable, and run this again"
+	}
+	return d
+}
+
+// attested says what became of the statement.
+func (d Deployed) attested(what Attested, err error) Deployed {
+	d.Attested = what
+	if err != nil {
+		d.Problem, d.Todo = err.Error(), "make it possible to state: what nobody states grows too old to start"
 	}
 	return d
 }

@@ -253,11 +253,11 @@ func TestReportForPeopleSaysEachThingOnce(t *testing.T) {
 	if err := report.WriteText(&text); err != nil {
 		t.Fatal(err)
 	}
-	want := `CLUSTER  APP                IMAGE                  STATUS      FINDINGS              WHAT TO DO
-oregon   omnivision-worker  0.1.0-57@0123456789ab  vulnerable  1 medium, 1 excepted  release it anew with newer golang.org/x/net; replace or except libc6: no fixed version yet
-oregon   omnivision-ui      0.1.0-55@fedcba987654  clean       1 medium, 1 excepted  fix what is excepted, by 2026-12-31
-belgium  omnivision-worker  0.1.0-57@0123456789ab  vulnerable  1 medium, 1 excepted  release it anew with newer golang.org/x/net; replace or except libc6: no fixed version yet
-belgium  omnivision-ui      -                      unreleased  -                     nothing
+	want := `CLUSTER  APP                IMAGE                  STATUS      STATED  FINDINGS              WHAT TO DO
+oregon   omnivision-worker  0.1.0-57@0123456789ab  vulnerable  -       1 medium, 1 excepted  release it anew with newer golang.org/x/net; replace or except libc6: no fixed version yet
+oregon   omnivision-ui      0.1.0-55@fedcba987654  clean       -       1 medium, 1 excepted  fix what is excepted, by 2026-12-31
+belgium  omnivision-worker  0.1.0-57@0123456789ab  vulnerable  -       1 medium, 1 excepted  release it anew with newer golang.org/x/net; replace or except libc6: no fixed version yet
+belgium  omnivision-ui      -                      unreleased  -       -                     nothing
 
 trivy 0.68.0, database of 2026-11-24T06:00:00Z
 
@@ -265,7 +265,7 @@ omnivision-worker 0.1.0-57@0123456789ab has 2 findings of severity HIGH or CRITI
   SEVERITY  ID              PACKAGE           INSTALLED  FIXED IN  WHERE
   HIGH      CVE-2023-39325  golang.org/x/net  v0.16.0    0.17.0    usr/local/bin/worker
   HIGH      CVE-2026-1      libc6             2.36       none yet  debian 12
-Update what is affected, or add a reviewed exception with a reason and an end to conveyor/exceptions.yaml.
+Update what is affected, or add a reviewed exception with a reason and an end to components/policies/manifests/release-policy.yaml of the GitOps tree.
 `
 	if text.String() != want {
 		t.Errorf("the report is\n%s\nwant\n%s", text.String(), want)

@@ -15,9 +15,9 @@ import (
 // for each image what is wrong with it.
 func (r Report) WriteText(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "CLUSTER\tAPP\tIMAGE\tSTATUS\tFINDINGS\tWHAT TO DO")
+	fmt.Fprintln(w, "CLUSTER\tAPP\tIMAGE\tSTATUS\tSTATED\tFINDINGS\tWHAT TO DO")
 	for _, d := range r.Deployed {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", d.Cluster, d.App, d.image(), d.Status, d.counts(), cmp.Or(scan.Plain(d.Todo), "nothing"))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", d.Cluster, d.App, d.image(), d.Status, cmp.Or(d.Attested, "-"), d.counts(), cmp.Or(scan.Plain(d.Todo), "nothing"))
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -64,10 +64,10 @@ func (d Deployed) counts() string {
 
 // detail of a vulnerable image is the same wherever it is deployed.
 func (d Deployed) detail() string {
-	switch d.Status {
-	case Vulnerable:
+	switch {
+	case d.Status == Vulnerable:
 		return fmt.Sprintf("%s %s has %s", d.App, d.image(), d.table)
-	case Unknown:
+	case d.Problem != "":
 		var lines []string // of a program's output, perhaps
 		for line := range strings.Lines(d.Problem) {
 			lines = append(lines, scan.Plain(line))

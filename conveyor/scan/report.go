@@ -181,7 +181,7 @@ func (e *VulnerableError) Error() string {
 	for _, x := range e.Expired {
 		fmt.Fprintf(&b, "The exception for %s in %s ended on %s.\n", Plain(x.ID), Plain(x.Package), x.Expires)
 	}
-	b.WriteString("Update what is affected, or add a reviewed exception with a reason and an end to conveyor/exceptions.yaml.")
+	b.WriteString("Update what is affected, or add a reviewed exception with a reason and an end to " + ExceptionsFile + " of the GitOps tree.")
 	return b.String()
 }
 

@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/fstest"
 	"time"
 )
 
@@ -162,25 +164,15 @@ func TestHighAndCriticalFindingsStopTheBelt(t *testing.T) {
   SEVERITY  ID             PACKAGE           INSTALLED  FIXED IN  WHERE
   CRITICAL  CVE-2026-1002  golang.org/x/net  v0.60.0    0.61.0    usr/local/bin/worker
   HIGH      CVE-2026-1001  golang.org/x/net  v0.60.0    0.61.0    usr/local/bin/worker
-Update what is affected, or add a reviewed exception with a reason and an end to conveyor/exceptions.yaml.`
+Update what is affected, or add a reviewed exception with a reason and an end to components/policies/manifests/release-policy.yaml of the GitOps tree.`
 	if err.Error() != want {
 		t.Errorf("the table is\n%s\nwant\n%s", err, want)
 	}
 }
 
 func TestExceptionLetsOneAdvisoryPassUntilItsLastDay(t *testing.T) {
-	exceptions, err := ParseExceptions([]byte(`exceptions:
-  - id: CVE-2026-1000
-    package: golang.org/x/net
-    app: omnivision-worker
-    reason: not reachable
-    expires: 2026-11-24
-`))
-	if err != nil {
-		t.Fatal(err)
-	}
 	s, _ := newScanner(t, answers{Reports: map[string]string{amd64: report(High), arm64: report(High)}})
-	s.Exceptions = exceptions
+	s.Exceptions = Exceptions{{ID: "CVE-2026-1000", Package: "golang.org/x/net", App: "omnivision-worker", Reason: "not reachable", Expires: "2026-11-24"}}
 	result, err := s.Scan(t.Context(), "omnivision-worker", targets(), nothing)
 	if err != nil || len(result.Excepted) != 1 || result.Excepted[0].Reason != "not reachable" || result.Counts[High] != 1 {
 		t.Errorf("on its last day: %+v, %v", result.Excepted, err)
@@ -324,36 +316,41 @@ func TestTextOfAnImageCannotSteerATerminal(t *testing.T) {
 }
 
 func TestExceptionsAreReadStrictly(t *testing.T) {
-	const good = "exceptions:\n  - {id: CVE-1, package: a, reason: r, expires: 2026-12-31}\n"
+	const good = "apiVersion: omnivision.ai/v1alpha1\nkind: ReleasePolicy\nmetadata: {name: platform}\nspec:\n  images: [{glob: \"**\"}]\n  scan:\n    maxAge: 720h\n" +
+		"    exceptions:\n      - {id: CVE-1, package: a, reason: r, expires: \"2026-12-31\"}\n"
+	read := func(src string) (Exceptions, error) {
+		return ReadExceptions(fstest.MapFS{ExceptionsFile: {Data: []byte(src)}})
+	}
 	for name, src := range map[string]string{
-		"nothing":           "",
-		"another key":       "ignore: []\n",
-		"no list":           "exceptions:\n",
-		"a misspelt key":    strings.Replace(good, "reason", "reazon", 1),
-		"no reason":         strings.Replace(good, "reason: r", `reason: " "`, 1),
-		"no end":            strings.Replace(good, ", expires: 2026-12-31", "", 1),
-		"no day":            strings.Replace(good, "2026-12-31", "2026-13-31", 1),
-		"no package":        strings.Replace(good, "package: a, ", "", 1),
-		"a pattern":         strings.Replace(good, "CVE-1", "CVE-*", 1),
-		"twice":             good + "  - {id: CVE-1, package: a, reason: other, expires: 2027-12-31}\n",
-		"a second document": good + "---\nexceptions: []\n",
-		"no YAML":           "exceptions: [",
+		"nothing":        "",
+		"another kind":   strings.Replace(good, "ReleasePolicy", "Policy", 1),
+		"a misspelt key": strings.Replace(good, "reason", "reazon", 1),
+		"no reason":      strings.Replace(good, "reason: r", `reason: " "`, 1),
+		"no end":         strings.Replace(good, ", expires: \"2026-12-31\"", "", 1),
+		"no day":         strings.Replace(good, "2026-12-31", "2026-13-31", 1),
+		"no package":     strings.Replace(good, "package: a, ", "", 1),
+		"a pattern":      strings.Replace(good, "CVE-1", "CVE-*", 1),
+		"no YAML":        "exceptions: [",
 	} {
-		if _, err := ParseExceptions([]byte(src)); err == nil || !strings.Contains(err.Error(), "exception") {
+		if _, err := read(src); err == nil || !strings.Contains(err.Error(), "exception") {
 			t.Errorf("%s: error is %v", name, err)
 		}
 	}
-	if xs, err := ParseExceptions([]byte(good)); err != nil || len(xs) != 1 {
+	if xs, err := read(good); err != nil || len(xs) != 1 {
 		t.Errorf("%+v, %v", xs, err)
+	}
+	if xs, err := ReadExceptions(fstest.MapFS{}); err != nil || len(xs) != 0 {
+		t.Errorf("a tree without policies lets %+v pass: %v", xs, err)
 	}
 }
 
-func TestExceptionsOfThisRepositoryAreRead(t *testing.T) {
-	src, err := os.ReadFile("../exceptions.yaml")
-	if err != nil {
+// The file that is read is the one that clusters get.
+func TestExceptionsOfTheTreeAreRead(t *testing.T) {
+	tree := os.DirFS("../../omnivision-gitops")
+	if _, err := fs.Stat(tree, ExceptionsFile); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ParseExceptions(src); err != nil {
+	if _, err := ReadExceptions(tree); err != nil {
 		t.Error(err)
 	}
 }

@@ -63,24 +63,32 @@ func Publish(ctx context.Context, s *Signer, r Request, report func(string), opt
 	if err != nil {
 		return Result{}, err
 	}
+	if err := s.publish(ctx, all, report, options); err != nil {
+		return Result{}, err
+	}
+	return Result{Signer: s.Identity(), Statements: len(all) / len(r.Repositories)}, nil
+}
+
+// publish makes each statement that is not there yet, and reads all of them back.
+func (s *Signer) publish(ctx context.Context, all []wanted, report func(string), options []remote.Option) error {
 	lacking, err := lacking(ctx, s.Policy(), all, options)
 	if err != nil {
-		return Result{}, err
+		return err
 	}
 	bundles, err := s.signAll(ctx, lacking, report)
 	if err != nil {
-		return Result{}, err
+		return err
 	}
 	for i, w := range lacking {
 		report(fmt.Sprintf("attaching %d of %d: %s of %s", i+1, len(lacking), w.predicateType, w.image.Context()))
 		if err := s.attach(ctx, w, bundles[string(w.payload)], options); err != nil {
-			return Result{}, err
+			return err
 		}
 	}
 	if err := missing(ctx, s.Policy(), all, options); err != nil {
-		return Result{}, fmt.Errorf("reading back what was signed: %w", err)
+		return fmt.Errorf("reading back what was signed: %w", err)
 	}
-	return Result{Signer: s.Identity(), Statements: len(all) / len(r.Repositories)}, nil
+	return nil
 }
 
 // Check reports what is missing of what a signer of the policy's identity signs.

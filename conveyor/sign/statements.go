@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 
+	"github.com/omnivision/omnivision/conveyor/scan"
 	"github.com/omnivision/omnivision/conveyor/verify"
 )
 
@@ -37,6 +38,14 @@ type ScanResult struct {
 	Scanned          time.Time
 	Result           json.RawMessage // of the scanner, as it is
 	VulnerabilityURI string          // where the database comes from
+}
+
+// ScanOf is what a scan says of one of its images.
+func ScanOf(r scan.Result, image scan.Image) ScanResult {
+	return ScanResult{
+		Scanner: r.Scanner, DatabaseVersion: fmt.Sprint(r.Database.Version), DatabaseUpdated: r.Database.UpdatedAt,
+		Scanned: r.Scanned, Result: image.Report,
+	}
 }
 
 // statement is https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md.

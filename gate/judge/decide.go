@@ -206,17 +206,13 @@ func (d *decision) scan(rule *v1alpha1.Scan, s verify.Scan) (gate.Reason, string
 	case s.More > 0:
 		return gate.VulnerableScan, fmt.Sprintf("its scan found %d advisories that stop a release", len(s.Findings)+s.More)
 	}
-	var exceptions scan.Exceptions
-	for _, x := range rule.Exceptions {
-		exceptions = append(exceptions, scan.Exception{ID: x.ID, Package: x.Package, App: x.App, Reason: x.Reason, Expires: x.Expires})
-	}
 	var findings []scan.Finding
 	for _, v := range s.Findings {
 		findings = append(findings, scan.Finding{ID: v.ID, Package: v.Package, Severity: scan.Severity(v.Severity)})
 	}
 	app := d.facts.Repository[strings.LastIndex(d.facts.Repository, "/")+1:]
 	var ids []string
-	for _, f := range exceptions.Stopping(app, findings, d.now) {
+	for _, f := range scan.Exceptions(rule.Exceptions).Stopping(app, findings, d.now) {
 		ids = append(ids, string(f.Severity)+" "+f.ID)
 	}
 	if len(ids) == 0 {

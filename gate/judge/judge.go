@@ -105,7 +105,7 @@ type Judge struct {
 	verifications atomic.Int64
 }
 
-var _ gate.Judge = (*Judge)(nil)
+var _ gate.Knower = (*Judge)(nil)
 
 // New returns a Judge that refuses everything until it is given policies.
 func New(options Options) *Judge {
@@ -177,6 +177,23 @@ func (j *Judge) Judge(ctx context.Context, image gate.Image) gate.Verdict {
 		return verdict
 	}
 	return j.fromRegistry(ctx, set, match, image, target, digest)
+}
+
+// Known is Judge for what is in memory. It asks nobody, though it may have somebody else ask again.
+func (j *Judge) Known(image gate.Image) (gate.Verdict, bool) {
+	set := j.policies.Load()
+	known, ok := j.targets.Get(image.Reference)
+	if set == nil || !ok {
+		return gate.Verdict{}, false
+	}
+	target := known.(target)
+	digest := target.digest
+	if digest == "" {
+		if digest, ok = j.knownTag(tagKey(target, image)); !ok {
+			return gate.Verdict{}, false
+		}
+	}
+	return j.fromCache(set, set.Match(image.Reference, target.ref, image.PodLabels), image, target, digest)
 }
 
 func refuse(image gate.Image, digest string, match *policy.Match, reason gate.Reason, message string) gate.Verdict {
@@ -420,11 +437,22 @@ type tagged struct {
 	until  time.Time
 }
 
+func tagKey(target target, image gate.Image) string {
+	return target.ref.Name() + "\x00" + credentials(image)
+}
+
+func (j *Judge) knownTag(at string) (digest string, ok bool) {
+	if known, ok := j.tags.Get(at); ok && j.options.Now().Before(known.(tagged).until) {
+		return known.(tagged).digest, true
+	}
+	return "", false
+}
+
 // resolve says which digest a tag names, as of some seconds ago at most.
 func (j *Judge) resolve(ctx context.Context, target target, image gate.Image) (string, error) {
-	at := target.ref.Name() + "\x00" + credentials(image)
-	if known, ok := j.tags.Get(at); ok && j.options.Now().Before(known.(tagged).until) {
-		return known.(tagged).digest, nil
+	at := tagKey(target, image)
+	if digest, ok := j.knownTag(at); ok {
+		return digest, nil
 	}
 	if err, failing := j.failure(at); failing {
 		return "", err

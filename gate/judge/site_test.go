@@ -8,6 +8,7 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -225,7 +226,13 @@ func (s *site) release(path, version string) image {
 }
 
 func (s *site) ask(reference string) gate.Verdict {
-	return s.judge.Judge(s.t.Context(), gate.Image{Reference: reference, Namespace: "omnivision"})
+	asked := gate.Image{Reference: reference, Namespace: "omnivision"}
+	known, ok := s.judge.Known(asked)
+	v := s.judge.Judge(s.t.Context(), asked)
+	if ok && !reflect.DeepEqual(known, v) {
+		s.t.Errorf("%s: without waiting it says %s, and then %s", reference, show(known), show(v))
+	}
+	return v
 }
 
 // want fails unless the verdict is to admit ("+source") or to refuse for a reason, with a

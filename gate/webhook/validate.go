@@ -64,29 +64,61 @@ func (w *Webhook) judgeAll(ctx context.Context, q *request, slots []slot) ([]gat
 	case len(references) > maxImages:
 		return nil, unexpected("the Pod has %d images; at most %d are judged at once", len(references), maxImages)
 	}
+	verdicts := make([]gate.Verdict, len(references))
+	var unknown []int
+	for i, reference := range references {
+		known := false
+		if verdicts[i], known = w.known(q.image(reference)); !known {
+			verdicts[i] = late(reference)
+			unknown = append(unknown, i)
+		}
+	}
+	w.judgeUnknown(ctx, q, verdicts, unknown)
+	return verdicts, nil
+}
+
+// judgeUnknown replaces those of the verdicts that come in time.
+func (w *Webhook) judgeUnknown(ctx context.Context, q *request, verdicts []gate.Verdict, unknown []int) {
+	if len(unknown) == 0 {
+		return
+	}
 	type answer struct {
 		i       int
 		verdict gate.Verdict
 	}
-	answers := make(chan answer, len(references))
-	for i, reference := range references {
-		go func() { answers <- answer{i, w.judgeOne(ctx, q.image(reference))} }()
-	}
-	verdicts := make([]gate.Verdict, len(references))
-	for i, reference := range references {
-		verdicts[i] = late(reference)
+	answers := make(chan answer, len(unknown))
+	for _, i := range unknown {
+		image := q.image(verdicts[i].Image)
+		go func() { answers <- answer{i, w.judgeOne(ctx, image)} }()
 	}
 	overtime := time.NewTimer(untilOvertime(ctx))
 	defer overtime.Stop()
-	for range references {
+	for range unknown {
 		select {
 		case a := <-answers:
 			verdicts[a.i] = a.verdict
 		case <-overtime.C:
-			return verdicts, nil
+			return
 		}
 	}
-	return verdicts, nil
+}
+
+// known answers without waiting, where the Judge can. One that panics is asked again, where that is told.
+func (w *Webhook) known(image gate.Image) (v gate.Verdict, ok bool) {
+	if w.knower == nil {
+		return gate.Verdict{}, false
+	}
+	defer func() {
+		if recover() != nil {
+			v, ok = gate.Verdict{}, false
+		}
+	}()
+	start := time.Now()
+	if v, ok = w.knower.Known(image); ok {
+		v.Image = image.Reference
+		w.metrics.judged(v.Source, time.Since(start))
+	}
+	return v, ok
 }
 
 // untilOvertime ends when even a Judge that looks at its deadline should have answered: between that and the

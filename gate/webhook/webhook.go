@@ -55,6 +55,7 @@ type Options struct {
 // Webhook answers reviews. It is safe for concurrent use.
 type Webhook struct {
 	judge     gate.Judge
+	knower    gate.Knower // the same, or nil
 	mutators  []Mutator
 	injectors []Mutator
 	audit     *slog.Logger
@@ -69,6 +70,7 @@ func New(o Options) *Webhook {
 		panic("webhook: no Judge")
 	}
 	w := &Webhook{judge: o.Judge, mutators: o.Mutators, injectors: o.Injectors, audit: o.Audit, metrics: o.Metrics, events: o.Events, maxBytes: o.MaxBytes}
+	w.knower, _ = o.Judge.(gate.Knower)
 	if w.audit == nil {
 		w.audit = slog.New(slog.DiscardHandler)
 	}

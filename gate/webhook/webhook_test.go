@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -41,6 +42,48 @@ func honest(_ context.Context, image gate.Image) gate.Verdict {
 		v.Denials = []gate.Denial{{Policy: "platform", Reason: gate.Unsigned, Message: "no signature by the release identity"}}
 	}
 	return v
+}
+
+// knower knows what is called known, and asks its judge about the rest.
+type knower struct {
+	judge
+	answers func(image gate.Image) gate.Verdict
+}
+
+func (k knower) Known(image gate.Image) (gate.Verdict, bool) {
+	if !strings.Contains(image.Reference, "known") {
+		return gate.Verdict{}, false
+	}
+	return k.answers(image), true
+}
+
+// What the Judge knows is answered without asking it again; what it does not know, and what it panics about, is asked.
+func TestKnownVerdictNeedsNoAsking(t *testing.T) {
+	var asked sync.Map
+	j := knower{
+		judge: func(ctx context.Context, image gate.Image) gate.Verdict {
+			asked.Store(image.Reference, true)
+			return honest(ctx, image)
+		},
+		answers: func(image gate.Image) gate.Verdict {
+			if strings.Contains(image.Reference, "panic") {
+				panic("known")
+			}
+			return honest(context.Background(), image)
+		},
+	}
+	references := []string{"known@" + digest, "new@" + digest, "panic-known@" + digest}
+	if r := ask(t, Options{Judge: j}, ValidatePath, create(newPod(references...))); !r.Allowed {
+		t.Errorf("refused: %s", r.Result.Message)
+	}
+	for i, reference := range references {
+		if _, was := asked.Load(reference); was != (i > 0) {
+			t.Errorf("%s was asked about: %t", reference, was)
+		}
+	}
+	if r := ask(t, Options{Judge: j}, ValidatePath, create(newPod("known/bad@"+digest))); r.Allowed {
+		t.Error("a refusal that is known admits")
+	}
 }
 
 func newPod(images ...string) *corev1.Pod {
@@ -571,15 +614,13 @@ func TestNoCommandIsMadeOfHostileReferences(t *testing.T) {
 func image(reference string) gate.Image { return gate.Image{Reference: reference} }
 
 func BenchmarkReview(b *testing.B) {
-	o := Options{Judge: judge(honest), Audit: slog.New(slog.NewJSONHandler(io.Discard, nil))}
-	pod := newPod("ghcr.io/omnivision/worker:1.2@" + digest)
-	tagged := newPod("ghcr.io/omnivision/worker:1.2")
-	for name, c := range map[string]struct {
-		path string
-		pod  *corev1.Pod
-	}{"validate": {ValidatePath, pod}, "mutate tag": {MutatePath, tagged}} {
-		text := body(b, create(c.pod))
-		h := New(o).Handler()
+	j := knower{judge(honest), func(image gate.Image) gate.Verdict { return honest(context.Background(), image) }}
+	for name, c := range map[string]struct{ path, image string }{
+		"validate known": {ValidatePath, "ghcr.io/omnivision/known:1.2@" + digest}, "validate": {ValidatePath, "ghcr.io/omnivision/worker:1.2@" + digest},
+		"mutate known tag": {MutatePath, "ghcr.io/omnivision/known:1.2"}, "mutate tag": {MutatePath, "ghcr.io/omnivision/worker:1.2"},
+	} {
+		text := body(b, create(newPod(c.image)))
+		h := New(Options{Judge: j, Audit: slog.New(slog.NewJSONHandler(io.Discard, nil))}).Handler()
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			b.SetBytes(int64(len(text)))

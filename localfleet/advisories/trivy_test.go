@@ -17,7 +17,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/fstest"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -234,20 +233,7 @@ func TestRescanFindsTheVulnerableImageThatIsDeployed(t *testing.T) {
 	b := newBed(t)
 	_, digest, _ := strings.Cut(b.push(t, map[string]string{"usr/local/bin/worker": string(program(t, "v0.16.0"))})[0].Reference, "@")
 	nobodyElse(t)
-	tree := fstest.MapFS{
-		"fleet.yaml": {Data: fmt.Appendf(nil, `apiVersion: omnivision.ai/v1
-kind: Fleet
-repository: https://forge.example/omnivision/gitops.git
-branch: main
-chart: {registry: registry.example/charts, name: platform}
-clusters:
-  - {name: oregon, displayName: Oregon, cloud: aws, region: us-west-2, wave: 1, kubernetesVersion: "1.37.2", imageRegistry: %s/omnivision, addresses: {ui: https://a.example, argocd: https://b.example}}
-apps:
-  - {name: omnivision-worker, repository: worker, valuePath: aiWorker}
-`, b.registry)},
-		"apps/omnivision-worker/oregon.yaml": {Data: fmt.Appendf(nil, "aiWorker:\n  tag: 0.1.0-57\n  digest: %s\n", digest)},
-	}
-	report, err := rescan.Rescan{Scanner: b.scanner, PlainHTTP: true}.Run(t.Context(), tree, func(string) {})
+	report, err := rescan.Rescan{Scanner: b.scanner, PlainHTTP: true}.Run(t.Context(), b.tree(digest), func(string) {})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -242,6 +242,8 @@ func testPushReleases(t *testing.T) {
 	}
 	merge(t, pr)
 	runs(t, "cluster-aws", released.digest)
+	// Signed, scanned, and in Belgium's registry; Git names it there with the next wave only (P32).
+	refuses(t, "cluster-gcp", workerRepositories["cluster-gcp"]+"@"+released.digest, "[NotInGit]")
 }
 
 // shownRelease is what `release --output json` says.

@@ -26,6 +26,10 @@ func testAbortHealsGit(t *testing.T) {
 		return strings.TrimRight(s, "\n") + "\ngpuHealthCheck:\n  initialDelay: 5s\n  interval: 5s\n"
 	})
 	bad := releaseWorker(t, "// A change that is bad for GPUs.")
+	// Git names the canary alone, and the stable release's Pods must be able to start (P32).
+	if err := admits(t, cluster, good); err != nil {
+		t.Errorf("during the canary: %v", err)
+	}
 	tripCanary(t, cluster)
 	eventually(t, "the canary's abort", 5*time.Minute, func() error {
 		if state := kubectl(t, cluster, "get", "rollout", workerRollout, "-n", "omnivision", "-o", "jsonpath={.status.abort} {.status.message}"); !strings.HasPrefix(state, "true") {

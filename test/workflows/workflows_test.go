@@ -197,8 +197,8 @@ func TestEachRuleCanBeBroken(t *testing.T) {
 
 func TestOnlyTheJobsThatNeedItGetAnIdentityOrWrite(t *testing.T) {
 	allowed := map[string][]string{
-		"conveyor.yaml": {"contents: read", "id-token: write"}, "rescan.yaml": {"contents: read", "id-token: write"},
-		"checks.yaml": {"contents: read"}, "rehearsal.yaml": {"contents: read"}, "release.yaml": {"contents: write"},
+		"conveyor.yaml": {"contents: read", "id-token: write"},
+		"checks.yaml":   {"contents: read"}, "rehearsal.yaml": {"contents: read"}, "release.yaml": {"contents: write"},
 		"plan.yaml": {"contents: read", "pull-requests: write", "statuses: write"},
 	}
 	for _, file := range files(t) {
