@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -18,6 +19,9 @@ type Place struct {
 	parse func(src []byte) (Release, error)
 	set   func(src []byte, r Release) ([]byte, error)
 }
+
+// ErrUnknownApp says that a tree has neither an app nor a component of a name.
+var ErrUnknownApp = errors.New("names no app")
 
 // EveryCluster is the name of a place that all clusters share.
 const EveryCluster = "every cluster"
@@ -75,7 +79,7 @@ func (f *Fleet) Target(tree fs.FS, app string, wave int) (Target, error) {
 	}
 	switch {
 	case len(target.Places) == 0:
-		return Target{}, fmt.Errorf("%s names no app %q: it has %s; and no component has an image of this name among %s", File, app, f.appNames(), imageNames(images))
+		return Target{}, fmt.Errorf("%s %w %q: it has %s; and no component has an image of this name among %s", File, ErrUnknownApp, app, f.appNames(), imageNames(images))
 	case len(target.Places) > 1:
 		return Target{}, fmt.Errorf("%s and %s both have an image called %s: which of them is meant cannot be told", target.Places[0].File, target.Places[1].File, app)
 	case wave != 0:
