@@ -19,6 +19,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/omnivision/omnivision/internal/tooltime"
 )
 
 // Stage is one station of the belt.
@@ -58,8 +60,20 @@ type Watcher interface {
 // Outcome is how a stage was passed.
 type Outcome struct {
 	Entry
-	Kept bool // from an earlier run, and it still holds
+	Kept bool  // from an earlier run, and it still holds
+	Here Spent // on this stage in this run
 }
+
+// Spent is how long something took, and for how much of it a tool was waited for: a program
+// or a server that is not ours. The rest is our own.
+type Spent struct {
+	Total  time.Duration            `json:"total"` // nanoseconds, as all here
+	Tools  time.Duration            `json:"tools"`
+	ByTool map[string]time.Duration `json:"byTool,omitempty"` // more than Tools together if several worked at once
+}
+
+// Own is the time in which no tool was waited for.
+func (s Spent) Own() time.Duration { return s.Total - s.Tools }
 
 // Belt is the stages for one subject.
 type Belt struct {
@@ -133,8 +147,10 @@ func (b Belt) pass(ctx context.Context, stage Stage, before Results, follows str
 	}
 	begin := time.Now()
 	b.Watcher.Started(stage.Name)
+	ctx, clock := tooltime.With(ctx)
 	outcome, err := b.keptOrRun(ctx, stage, before, follows)
-	b.Watcher.Ended(stage.Name, time.Since(begin), err)
+	outcome.Here = spent(begin, clock)
+	b.Watcher.Ended(stage.Name, outcome.Here.Total, err)
 	return outcome, err
 }
 
@@ -157,10 +173,22 @@ func (b Belt) keptOrRun(ctx context.Context, stage Stage, before Results, follow
 	return b.run(ctx, stage, before, follows, report)
 }
 
+// SpentSince is how long it is since a time, with what the clock in the context
+// (tooltime.With) has counted.
+func SpentSince(ctx context.Context, begin time.Time) Spent {
+	return spent(begin, tooltime.In(ctx))
+}
+
+func spent(begin time.Time, clock *tooltime.Clock) Spent {
+	waited := clock.Spent()
+	return Spent{Total: time.Since(begin), Tools: waited.Tools, ByTool: waited.ByTool}
+}
+
 var errStale = errors.New("what comes before it has changed")
 
 func (b Belt) run(ctx context.Context, stage Stage, before Results, follows string, report func(string)) (Outcome, error) {
 	begin := time.Now()
+	ctx, clock := tooltime.With(ctx)
 	result, err := stage.Run(ctx, before, report)
 	if err != nil {
 		return Outcome{}, err
@@ -171,7 +199,7 @@ func (b Belt) run(ctx context.Context, stage Stage, before Results, follows stri
 	}
 	entry := Entry{
 		Subject: b.Subject, Stage: stage.Name, Follows: follows, Result: raw,
-		Started: begin.UTC(), Took: time.Since(begin),
+		Started: begin.UTC(), Spent: spent(begin, clock),
 	}
 	return Outcome{Entry: entry}, b.Store.Write(entry)
 }

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/omnivision/omnivision/internal/tooltime"
 )
 
 var subject = Subject{App: "omnivision-worker", Commit: strings.Repeat("0123456789", 4), Version: "0.1.0-57"}
@@ -291,5 +293,40 @@ func TestFullDiskLeavesTheEntryThatWasThere(t *testing.T) {
 func TestDigestIsOfTheContentAndNotOfItsLayout(t *testing.T) {
 	if digest(json.RawMessage(`{"b":1,"a":[1,2]}`)) != digest(json.RawMessage("{\n  \"a\": [1, 2],\n  \"b\": 1\n}")) {
 		t.Error("the layout changes the digest")
+	}
+}
+
+// What a stage waited for is in its evidence; asking whether that still holds counts too,
+// but only in the run that asks.
+func TestEvidenceTellsTheToolsTimeFromOurOwn(t *testing.T) {
+	store := Store{t.TempDir()}
+	wait := func(ctx context.Context, tool string) { tooltime.Begin(ctx, tool)() }
+	belt := Belt{Subject: subject, Store: store, Watcher: &watcher{}, Stages: []Stage{{
+		Name: "build",
+		Run: func(ctx context.Context, _ Results, _ func(string)) (any, error) {
+			wait(ctx, "BuildKit")
+			return result{"sha256:1"}, nil
+		},
+		Check: func(ctx context.Context, _ Results, _ json.RawMessage) error { wait(ctx, "registry"); return nil },
+	}}}
+	for _, kept := range []bool{false, true} {
+		ctx, clock := tooltime.With(t.Context())
+		outcomes, err := belt.Run(ctx, "")
+		if err != nil || len(outcomes) != 1 || outcomes[0].Kept != kept {
+			t.Fatalf("outcomes are %+v, %v", outcomes, err)
+		}
+		o, here := outcomes[0], map[bool]string{false: "BuildKit", true: "registry"}[kept]
+		if _, ok := o.Here.ByTool[here]; !ok || len(o.Here.ByTool) != 1 || o.Here.Own()+o.Here.Tools != o.Here.Total || o.Here.Own() <= 0 {
+			t.Errorf("this run spent %+v", o.Here)
+		}
+		if _, ok := o.Spent.ByTool["BuildKit"]; !ok || len(o.Spent.ByTool) != 1 || o.Spent.Total <= 0 {
+			t.Errorf("the evidence says %+v", o.Spent)
+		}
+		if whole := SpentSince(ctx, time.Now().Add(-time.Minute)); len(whole.ByTool) != 1 || whole.Tools != clock.Spent().Tools || whole.Total < time.Minute {
+			t.Errorf("all of it was %+v", whole)
+		}
+	}
+	if none := SpentSince(t.Context(), time.Now()); none.Tools != 0 || len(none.ByTool) != 0 {
+		t.Errorf("without a clock it was %+v", none)
 	}
 }

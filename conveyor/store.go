@@ -48,7 +48,7 @@ type Entry struct {
 	Follows string          `json:"follows,omitempty"`
 	Result  json.RawMessage `json:"result"`
 	Started time.Time       `json:"started"`
-	Took    time.Duration   `json:"took"` // nanoseconds
+	Spent   Spent           `json:"spent"`
 }
 
 // Store keeps entries below one directory, one file for each app, commit and stage.

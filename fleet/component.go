@@ -48,6 +48,10 @@ func componentImages(tree fs.FS, file string) ([]ComponentImage, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseComponentImages(file, src)
+}
+
+func parseComponentImages(file string, src []byte) ([]ComponentImage, error) {
 	doc, err := parse(file, src)
 	if err != nil {
 		return nil, err

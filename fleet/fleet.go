@@ -164,14 +164,12 @@ func (f *Fleet) Cluster(name string) (Cluster, error) {
 
 // App finds an app by its name; the error lists the names there are.
 func (f *Fleet) App(name string) (App, error) {
-	names := make([]string, 0, len(f.Apps))
 	for _, a := range f.Apps {
 		if a.Name == name {
 			return a, nil
 		}
-		names = append(names, a.Name)
 	}
-	return App{}, fmt.Errorf("%s names no app %q: it has %s", File, name, strings.Join(names, ", "))
+	return App{}, fmt.Errorf("%s names no app %q: it has %s", File, name, f.appNames())
 }
 
 // Waves groups the clusters in the order in which a release reaches them (P20).

@@ -326,7 +326,13 @@ func (f *Fleet) conveyorEnvironment() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	var bases []string
+	for _, reference := range image.Bases {
+		bases = append(bases, reference+"=docker-image://"+reference)
+	}
 	return append(env,
+		"OMNIVISION_BASE_IMAGES="+strings.Join(bases, " "),
+		"OMNIVISION_RELEASE_FLAGS="+f.assembledFlags(),
 		"GOPROXY="+goproxy.URL,
 		"BUILDKIT_HOST="+server.Address(),
 		"ACTIONS_ID_TOKEN_REQUEST_URL="+issuer.ActionsURL+"/token",

@@ -2,6 +2,7 @@ package localfleet
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -67,17 +68,34 @@ func (f *Fleet) forgetReleases(server registry.Server) error {
 	if _, err := os.Stat(done); err == nil {
 		return nil
 	}
-	for _, cluster := range f.Tree.Clusters {
-		for _, app := range f.Tree.Apps {
-			if err := server.ForgetTags(cluster.ImageRegistry + "/" + app.Repository); err != nil {
-				return err
-			}
+	repositories, err := f.releasedRepositories()
+	if err != nil {
+		return err
+	}
+	for _, repository := range repositories {
+		if err := server.ForgetTags(repository); err != nil {
+			return err
 		}
 	}
 	if err := makeDirs(f.StateDir); err != nil {
 		return err
 	}
 	return os.WriteFile(done, nil, 0o644)
+}
+
+// releasedRepositories are those that releases push to.
+func (f *Fleet) releasedRepositories() ([]string, error) {
+	var all []string
+	for _, cluster := range f.Tree.Clusters {
+		for _, app := range f.Tree.Apps {
+			all = append(all, cluster.ImageRegistry+"/"+app.Repository)
+		}
+	}
+	components, err := f.components()
+	for _, component := range components {
+		all = append(all, component.Name)
+	}
+	return all, err
 }
 
 // openForge starts the forge unless it runs.
@@ -157,10 +175,37 @@ const planStatus = "omnivision/plan"
 // pushSource brings this source to the forge. What Up brings it has assembled itself: it is
 // the pushes of others that are released.
 func (f *Fleet) pushSource(ctx context.Context, _ func(string)) error {
-	if _, err := f.forge.PushTree(ctx, f.sourceRepository(), f.Source, "main", "Bring the working tree [skip ci]"); err != nil {
+	push, err := f.forge.PushTree(ctx, f.sourceRepository(), f.Source, "main", "Bring the working tree [skip ci]")
+	if err != nil {
 		return err
 	}
+	// What was there already may be under commits of others.
+	if push.Pushed {
+		if err := writeJSON(f.path(assembledFile), assembled{Tag: f.version.Tag, Commit: push.Commit}); err != nil {
+			return err
+		}
+	}
 	return f.forge.ProtectMain(ctx, f.sourceRepository())
+}
+
+// assembled says which commit at the forge has the source of the images that Up assembled:
+// their version counts the commits of the user's checkout, and not the forge's.
+type assembled struct {
+	Tag    string `json:"tag"`
+	Commit string `json:"commit"`
+}
+
+const assembledFile = "assembled.json"
+
+// assembledFlags tell a release that of the assembled images only those are to be made anew
+// that a commit has changed since. Without the file all are.
+func (f *Fleet) assembledFlags() string {
+	raw, err := os.ReadFile(f.path(assembledFile))
+	var of assembled
+	if err != nil || json.Unmarshal(raw, &of) != nil {
+		return ""
+	}
+	return "--version-commit=" + of.Tag + "=" + of.Commit
 }
 
 // releasedTree copies the GitOps tree and writes tag and digest of each app's
@@ -192,7 +237,10 @@ func (f *Fleet) releasedTree(ctx context.Context) (string, error) {
 			return dir, err
 		}
 	}
-	return dir, f.releaseComponents(dir)
+	if unpushed != nil {
+		onForge = nil
+	}
+	return dir, f.releaseComponents(onForge, dir)
 }
 
 // keepQuarantine leaves what was taken back where it is: a working tree that comes again
@@ -208,14 +256,26 @@ func keepQuarantine(onForge fs.FS, dir string) error {
 	return os.WriteFile(filepath.Join(dir, fleet.QuarantineFile), list, 0o644)
 }
 
-// releaseComponents writes tag and digest of the components' images.
-func (f *Fleet) releaseComponents(dir string) error {
+// releaseComponents writes tag and digest of the components' images. What the conveyor has
+// released stays, if there is a tree at the forge yet.
+func (f *Fleet) releaseComponents(onForge fs.FS, dir string) error {
 	components, err := f.components()
 	if err != nil {
 		return err
 	}
+	have := map[string]fleet.Release{}
+	if onForge != nil {
+		// A tree that does not parse has nothing to keep.
+		there, _ := fleet.ComponentImages(onForge)
+		for _, component := range there {
+			have[component.Name] = component.Release
+		}
+	}
 	for _, component := range components {
 		release, served := f.componentRelease(component)
+		if released := have[component.Name]; image.Own(component.Name) && !released.Empty() && !isAssembled(released.Tag) {
+			release, served = released, true
+		}
 		if !served {
 			continue
 		}

@@ -9,13 +9,13 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/spf13/cobra"
 
 	"github.com/omnivision/omnivision/conveyor"
 	"github.com/omnivision/omnivision/conveyor/release"
 	"github.com/omnivision/omnivision/conveyor/source"
 	"github.com/omnivision/omnivision/fleet"
+	"github.com/omnivision/omnivision/internal/tooltime"
 )
 
 func newChartCommand() *cobra.Command {
@@ -64,11 +64,13 @@ a cluster runs is decided in its infrastructure/CLUSTER/platform.yaml.`,
 }
 
 func (f *chartPublishFlags) run(ctx context.Context, cmd *cobra.Command) error {
+	begin := time.Now()
+	ctx, _ = tooltime.With(ctx)
 	chart, err := f.chart(ctx)
 	if err != nil {
 		return err
 	}
-	run := beltRun{evidence: f.evidence, output: f.output}
+	run := beltRun{evidence: f.evidence, output: f.output, begin: begin}
 	return run.do(ctx, cmd, func(store conveyor.Store, watcher conveyor.Watcher) (conveyor.Belt, error) {
 		return chart.Belt(ctx, store, watcher)
 	})
@@ -106,7 +108,7 @@ func (f *chartPublishFlags) chart(ctx context.Context) (release.Chart, error) {
 	}
 	return release.Chart{
 		Name: tree.Chart.Name, Path: path.Join("charts", tree.Chart.Name), Dir: f.dir, Source: apps.Source, Revision: revision,
-		Invocation: invocation(), Repository: repository, Registry: []remote.Option{remote.WithAuthFromKeychain(keychain)},
+		Invocation: invocation(), Repository: repository, Registry: registryOptions(keychain),
 		Signer: f.trust.signer, Policy: f.trust.policy,
 	}, nil
 }

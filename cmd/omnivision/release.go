@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,7 +16,6 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/spf13/cobra"
 
 	"github.com/omnivision/omnivision/conveyor"
@@ -28,18 +28,23 @@ import (
 	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/forge"
 	"github.com/omnivision/omnivision/forge/connect"
+	"github.com/omnivision/omnivision/internal/tooltime"
 )
 
 // forgeTokenVariable holds the token for pull requests in the GitOps repository.
 const forgeTokenVariable = "OMNIVISION_FORGE_TOKEN"
 
+// baseImagesVariable is --base-image for a machine whose every release needs it.
+const baseImagesVariable = "OMNIVISION_BASE_IMAGES"
+
 type releaseFlags struct {
 	app, dir, tree, evidence, output string
 	wave                             int
 	again, ifChanged                 bool
+	versionCommits                   map[string]string
 
 	buildkit, cache string
-	layouts         map[string]string
+	baseImages      map[string]string
 	platforms       []string
 
 	scanning  scannerFlags
@@ -76,13 +81,21 @@ read from ` + forgeTokenVariable + `.
 
 A job with an OIDC token logs in to ECR by ` + awsRoleVariable + `, and to
 Artifact Registry by ` + gcpProviderVariable + ` and
-` + gcpAccountVariable + `. Other registries have Docker's credentials.
+` + gcpAccountVariable + `, and to GitHub's registry with
+` + packagesTokenVariable + `. Other registries have Docker's credentials.
+
+A program that every cluster runs as a component (omnivision-gate, omnivision-steward,
+podlogs) goes to all of them by one pull request, without a wave.
+
+At the end it says how long it waited for which program or server of others, and how
+much of the time was its own.
 
 Exits with 3 if a vulnerability stops the belt.`
 	cmd.Example = `  omnivision release --app omnivision-worker
   omnivision release --app omnivision-ui --key conveyor.pem --output json
   omnivision scan --app omnivision-worker            # build and scan, no further
-  omnivision release --app omnivision-worker --wave 2`
+  omnivision release --app omnivision-worker --wave 2
+  omnivision release --app omnivision-gate           # a component: one pull request for every cluster`
 	return cmd
 }
 
@@ -120,12 +133,13 @@ func (f *releaseFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.dir, "source", ".", "checkout of the source repository")
 	flags.StringVar(&f.tree, "tree", "", "directory of the GitOps tree (default: omnivision-gitops in the source)")
 	flags.StringVar(&f.evidence, "evidence", "", "folder that keeps what each stage found (default: omnivision/releases in the user's cache)")
-	flags.IntVar(&f.wave, "wave", 0, "wave of clusters that the pull request is for (default: the first)")
+	flags.IntVar(&f.wave, "wave", 0, "wave of clusters that the pull request is for (default: the first; a component goes to every cluster)")
 	flags.BoolVar(&f.again, "again", false, "propose what was taken out of Git, or whose pull request was closed")
 	flags.BoolVar(&f.ifChanged, "if-changed", false, "do nothing unless a file of the app differs from what a cluster of the wave runs")
 	flags.StringVar(&f.buildkit, "buildkit", cmp.Or(os.Getenv("BUILDKIT_HOST"), "unix:///run/buildkit/buildkitd.sock"), "address of the BuildKit daemon")
 	flags.StringVar(&f.cache, "build-cache", "", "image reference that keeps layers between builds on fresh machines")
-	flags.StringToStringVar(&f.layouts, "base-image", nil, "IMAGE=DIR: an OCI layout in place of a base image that cannot be pulled")
+	flags.StringToStringVar(&f.versionCommits, "version-commit", nil, "VERSION=COMMIT, for --if-changed: the commit of a version that counts no commits")
+	flags.StringToStringVar(&f.baseImages, "base-image", nil, "IMAGE=DIR or IMAGE=docker-image://OTHER: an OCI layout or an image in place of a base image, its digest apart, that cannot be pulled ("+baseImagesVariable+", separated by blanks)")
 	flags.StringSliceVar(&f.platforms, "platform", nil, "platforms of the image (default: those of conveyor/apps.yaml)")
 	f.scanning.add(cmd)
 	flags.BoolVar(&f.plainHTTP, "plain-http", false, "speak HTTP to the registries")
@@ -139,8 +153,8 @@ func (f *releaseFlags) add(cmd *cobra.Command) {
 }
 
 func (f *releaseFlags) completeApps(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	described, err := fleet.Load(os.DirFS(f.treeDir()))
-	if err != nil {
+	described, _, err := f.described()
+	if err != nil && len(described.Apps) == 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	var names []string
@@ -160,6 +174,8 @@ func sourceTree(given, source string) string {
 }
 
 func (f *releaseFlags) run(ctx context.Context, cmd *cobra.Command, until string) error {
+	begin := time.Now()
+	ctx, _ = tooltime.With(ctx)
 	found, err := f.read(ctx)
 	if err != nil {
 		return err
@@ -169,18 +185,22 @@ func (f *releaseFlags) run(ctx context.Context, cmd *cobra.Command, until string
 		return err
 	}
 	if f.ifChanged {
-		if changed, err := f.changed(ctx, found, r.Wave); err != nil || !changed {
+		why, err := f.unchanged(ctx, found)
+		if err != nil || why != "" {
 			if err == nil {
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: every cluster of wave %d runs what its files make\n", f.app, r.Wave)
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", f.app, why)
 			}
 			return err
 		}
 	}
-	return beltRun{evidence: f.evidence, output: f.output, until: until}.do(ctx, cmd, r.Belt)
+	return beltRun{evidence: f.evidence, output: f.output, until: until, begin: begin}.do(ctx, cmd, r.Belt)
 }
 
 // beltRun is a run of a belt by a command.
-type beltRun struct{ evidence, output, until string }
+type beltRun struct {
+	evidence, output, until string
+	begin                   time.Time // of the command
+}
 
 func (b beltRun) do(ctx context.Context, cmd *cobra.Command, belt func(conveyor.Store, conveyor.Watcher) (conveyor.Belt, error)) error {
 	evidence, err := cacheDir(b.evidence, "releases", "--evidence")
@@ -196,7 +216,7 @@ func (b beltRun) do(ctx context.Context, cmd *cobra.Command, belt func(conveyor.
 	outcomes, err := made.Run(ctx, b.until)
 	progress.close()
 	if err == nil {
-		return b.show(cmd.OutOrStdout(), made.Subject, outcomes)
+		return b.show(ctx, cmd.OutOrStdout(), made.Subject, outcomes)
 	}
 	if ctx.Err() != nil && cmd.Context().Err() == nil {
 		err = context.Cause(ctx)
@@ -213,6 +233,7 @@ type found struct {
 	apps     release.Apps
 	app      release.App
 	tree     *fleet.Fleet
+	target   fleet.Target
 }
 
 func (f *releaseFlags) read(ctx context.Context) (r found, err error) {
@@ -222,12 +243,18 @@ func (f *releaseFlags) read(ctx context.Context) (r found, err error) {
 	if r.apps, r.app, err = f.described(); err != nil {
 		return found{}, err
 	}
-	r.tree, err = fleet.Load(os.DirFS(f.treeDir()))
-	return r, err
+	files := os.DirFS(f.treeDir())
+	if r.tree, err = fleet.Load(files); err != nil {
+		return found{}, err
+	}
+	if r.target, err = r.tree.Target(files, f.app, f.wave); err != nil {
+		return found{}, codedError{exitUsage, fmt.Errorf("the GitOps tree %s: %w", f.treeDir(), err)}
+	}
+	return r, nil
 }
 
 func (f *releaseFlags) release(ctx context.Context, found found, until string) (release.Release, error) {
-	repositories, err := f.repositories(found.tree)
+	repositories, err := f.repositories(found.target)
 	if err != nil {
 		return release.Release{}, err
 	}
@@ -239,10 +266,14 @@ func (f *releaseFlags) release(ctx context.Context, found found, until string) (
 	if err != nil {
 		return release.Release{}, err
 	}
-	options := []remote.Option{remote.WithAuthFromKeychain(keychain)}
+	bases, err := f.bases()
+	if err != nil {
+		return release.Release{}, err
+	}
+	options := registryOptions(keychain)
 	r := release.Release{
-		App: f.app, Wave: cmp.Or(f.wave, firstWave(found.tree)), Again: f.again, Dir: f.dir, Source: found.apps.Source, Revision: found.revision,
-		Dockerfile: found.app.Dockerfile, Args: found.app.Args, Layouts: f.layouts, Platforms: found.apps.Platforms, Cache: f.cache, Invocation: invocation(),
+		App: f.app, Wave: found.target.Wave, Again: f.again, Dir: f.dir, Source: found.apps.Source, Revision: found.revision,
+		Dockerfile: found.app.Dockerfile, Args: found.app.Args, BaseImages: bases, Platforms: found.apps.Platforms, Cache: f.cache, Invocation: invocation(),
 		Repositories: repositories, Registry: options,
 		Builder: build.Builder{Address: f.buildkit, Registry: options, Credentials: keychain},
 		Scanner: scanner, Signer: f.trust.signer, Policy: f.trust.policy,
@@ -270,57 +301,62 @@ func (f *releaseFlags) described() (release.Apps, release.App, error) {
 	}
 	app, err := apps.App(f.app)
 	if err != nil {
-		return release.Apps{}, release.App{}, codedError{exitUsage, err}
+		return apps, release.App{}, codedError{exitUsage, err}
 	}
 	return apps, app, nil
 }
 
-// changed reports whether a cluster of the wave runs something else than the files of the
-// app would make now.
-func (f *releaseFlags) changed(ctx context.Context, found found, wave int) (bool, error) {
-	deployed, err := found.tree.App(f.app)
-	if err != nil {
-		return false, err
+// bases are the replacements of the flag, and those of the environment that it does not name.
+func (f *releaseFlags) bases() (map[string]string, error) {
+	all := map[string]string{}
+	for _, pair := range strings.Fields(os.Getenv(baseImagesVariable)) {
+		image, replacement, ok := strings.Cut(pair, "=")
+		if !ok {
+			return nil, codedError{exitUsage, fmt.Errorf("%s has %q: write IMAGE=DIR or IMAGE=docker-image://OTHER", baseImagesVariable, pair)}
+		}
+		all[image] = replacement
 	}
-	files := os.DirFS(f.treeDir())
-	for _, cluster := range found.tree.Clusters {
-		if cluster.Wave != wave {
-			continue
-		}
-		runs, err := fleet.ReadRelease(files, deployed, cluster.Name)
-		if err != nil {
-			return false, err
-		}
-		if runs.Empty() {
-			return true, nil
-		}
-		changed, known, err := found.app.Changed(ctx, f.dir, runs.Tag, found.revision.Commit)
-		if err != nil || !known || len(changed) > 0 {
-			return true, err
-		}
-	}
-	return false, nil
+	maps.Copy(all, f.baseImages)
+	return all, nil
 }
 
-// repositories are those of the app in every region's registry, each once.
-func (f *releaseFlags) repositories(tree *fleet.Fleet) ([]name.Repository, error) {
-	app, err := tree.App(f.app)
+// unchanged says why there is nothing to release: what the clusters are told to run is what
+// the files of the app make, or no cluster runs it. It is empty if there is.
+func (f *releaseFlags) unchanged(ctx context.Context, found found) (string, error) {
+	files := os.DirFS(f.treeDir())
+	runs, err := found.tree.Runs(files, found.target)
 	if err != nil {
-		return nil, codedError{exitUsage, fmt.Errorf("the GitOps tree %s: %w", f.treeDir(), err)}
+		return "", err
 	}
+	if !runs {
+		return "no cluster's components have it", nil
+	}
+	for _, place := range found.target.Places {
+		runs, err := place.Read(files)
+		if err != nil || runs.Empty() {
+			return "", err
+		}
+		changed, known, err := found.app.Changed(ctx, f.dir, runs.Tag, found.revision.Commit, f.versionCommits)
+		if err != nil || !known || len(changed) > 0 {
+			return "", err
+		}
+	}
+	return strings.Join(found.target.Clusters, ", ") + " runs what its files make", nil
+}
+
+// repositories are those that clusters pull the image from, each once.
+func (f *releaseFlags) repositories(target fleet.Target) ([]name.Repository, error) {
 	var options []name.Option
 	if f.plainHTTP {
 		options = append(options, name.Insecure)
 	}
 	var all []name.Repository
-	for _, cluster := range tree.Clusters {
-		repository, err := name.NewRepository(cluster.ImageRegistry+"/"+app.Repository, options...)
+	for _, named := range target.Repositories {
+		repository, err := name.NewRepository(named, options...)
 		if err != nil {
-			return nil, fmt.Errorf("the image registry of %s: %w", cluster.Name, err)
+			return nil, fmt.Errorf("the image's repository %s: %w", named, err)
 		}
-		if !slices.ContainsFunc(all, func(r name.Repository) bool { return r.String() == repository.String() }) {
-			all = append(all, repository)
-		}
+		all = append(all, repository)
 	}
 	return all, nil
 }
@@ -334,7 +370,7 @@ func (f *releaseFlags) proposer(ctx context.Context, tree *fleet.Fleet) (release
 	if err != nil {
 		return nil, err
 	}
-	repository, err := connect.Repository(ctx, tree.Repository, connect.Options{Token: forge.StaticToken(token), Transport: transport})
+	repository, err := connect.Repository(ctx, tree.Repository, connect.Options{Token: forge.StaticToken(token), Transport: tooltime.Transport("forge", transport)})
 	if err != nil {
 		return nil, err
 	}
@@ -342,14 +378,6 @@ func (f *releaseFlags) proposer(ctx context.Context, tree *fleet.Fleet) (release
 		Forge: repository, Base: tree.Branch,
 		Remote: propose.Remote{URL: tree.Repository, Token: forge.StaticToken(token), CAFile: f.forgeCA},
 	}, nil
-}
-
-func firstWave(tree *fleet.Fleet) int {
-	waves := tree.Waves()
-	if len(waves) == 0 {
-		return 1
-	}
-	return waves[0][0].Wave
 }
 
 // invocation is the page of the job that runs this, if one does.
@@ -375,20 +403,52 @@ func cacheDir(given, name, flag string) (string, error) {
 
 // shownStage is a stage as --output json has it.
 type shownStage struct {
-	Stage   string          `json:"stage"`
-	Kept    bool            `json:"kept"`
-	Seconds float64         `json:"seconds"`
-	Result  json.RawMessage `json:"result"`
+	Stage string `json:"stage"`
+	Kept  bool   `json:"kept"`
+	shownTime
+	Result json.RawMessage `json:"result"`
 }
 
-func (b beltRun) show(out io.Writer, subject conveyor.Subject, outcomes []conveyor.Outcome) error {
+// shownTime is how long something took. Own is the time in which no program or server of
+// others was waited for; the shares of those may overlap.
+type shownTime struct {
+	Seconds float64            `json:"seconds"`
+	Tools   float64            `json:"toolSeconds"`
+	Own     float64            `json:"ownSeconds"`
+	ByTool  map[string]float64 `json:"byTool,omitempty"`
+}
+
+func showTime(s conveyor.Spent) shownTime {
+	shown := shownTime{Seconds: s.Total.Seconds(), Tools: s.Tools.Seconds(), Own: s.Own().Seconds(), ByTool: map[string]float64{}}
+	for tool, took := range s.ByTool {
+		shown.ByTool[tool] = took.Seconds()
+	}
+	return shown
+}
+
+// line is the time for people: the shares in order of their names, and ours.
+func (s shownTime) line() string {
+	var shares []string
+	for _, tool := range slices.Sorted(maps.Keys(s.ByTool)) {
+		shares = append(shares, fmt.Sprintf("%s %.2f s", tool, s.ByTool[tool]))
+	}
+	line := fmt.Sprintf("%.1f s: %s; our own %.2f s", s.Seconds, strings.Join(shares, ", "), s.Own)
+	if s.Tools > 0 {
+		line += fmt.Sprintf(", %.1f %% of the tools' %.1f s", 100*s.Own/s.Tools, s.Tools)
+	}
+	return line
+}
+
+func (b beltRun) show(ctx context.Context, out io.Writer, subject conveyor.Subject, outcomes []conveyor.Outcome) error {
+	all := showTime(conveyor.SpentSince(ctx, b.begin))
 	if b.output == "json" {
 		shown := struct {
 			conveyor.Subject
+			shownTime
 			Stages []shownStage `json:"stages"`
-		}{Subject: subject}
+		}{Subject: subject, shownTime: all}
 		for _, o := range outcomes {
-			shown.Stages = append(shown.Stages, shownStage{o.Stage, o.Kept, o.Took.Seconds(), o.Result})
+			shown.Stages = append(shown.Stages, shownStage{o.Stage, o.Kept, showTime(o.Here), o.Result})
 		}
 		return printJSON(out, shown)
 	}
@@ -399,13 +459,17 @@ func (b beltRun) show(out io.Writer, subject conveyor.Subject, outcomes []convey
 		if err != nil {
 			return err
 		}
-		took := fmt.Sprintf("%.1f s", o.Took.Seconds())
+		took := fmt.Sprintf("%.1f s", o.Here.Total.Seconds())
 		if o.Kept {
 			took = "kept"
 		}
 		fmt.Fprintf(w, "  %s\t%s\t%s\n", o.Stage, took, line)
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(out, "  %s\n", all.line())
+	return err
 }
 
 // inOneLine says what a stage found.

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/omnivision/omnivision/conveyor"
 )
 
 // sourceCheckout is a repository with what a release reads of its source, and one commit.
@@ -30,12 +34,14 @@ func TestReleaseSaysWhatItLacks(t *testing.T) {
 		code int
 		want string
 	}{
-		"an app":            {[]string{"release", "--source", dir}, exitFailed, `"app" not set`},
-		"a known app":       {[]string{"release", "--source", dir, "--app", "omnivision-wroker"}, exitUsage, "it has omnivision-worker, omnivision-ui"},
-		"a checkout":        {[]string{"scan", "--source", t.TempDir(), "--app", "omnivision-ui"}, exitFailed, "no Git checkout"},
-		"a token":           {[]string{"release", "--source", dir, "--app", "omnivision-ui"}, exitUsage, forgeTokenVariable + " is not set"},
-		"a known output":    {[]string{"build", "--source", dir, "--app", "omnivision-ui", "-o", "xml"}, exitUsage, "use text or json"},
-		"a BuildKit daemon": {[]string{"build", "--source", dir, "--app", "omnivision-ui", "--evidence", t.TempDir(), "--buildkit", "unix:///nowhere.sock"}, exitFailed, "run the same command again"},
+		"an app":                 {[]string{"release", "--source", dir}, exitFailed, `"app" not set`},
+		"a known app":            {[]string{"release", "--source", dir, "--app", "omnivision-wroker"}, exitUsage, "it has omnivision-worker, omnivision-ui"},
+		"a checkout":             {[]string{"scan", "--source", t.TempDir(), "--app", "omnivision-ui"}, exitFailed, "no Git checkout"},
+		"no wave of a component": {[]string{"release", "--source", dir, "--app", "omnivision-gate", "--wave", "2"}, exitUsage, "leave out wave 2"},
+		"an app of the tree":     {[]string{"release", "--source", dir, "--tree", t.TempDir(), "--app", "omnivision-gate"}, exitFailed, "fleet.yaml"},
+		"a token":                {[]string{"release", "--source", dir, "--app", "omnivision-ui"}, exitUsage, forgeTokenVariable + " is not set"},
+		"a known output":         {[]string{"build", "--source", dir, "--app", "omnivision-ui", "-o", "xml"}, exitUsage, "use text or json"},
+		"a BuildKit daemon":      {[]string{"build", "--source", dir, "--app", "omnivision-ui", "--evidence", t.TempDir(), "--buildkit", "unix:///nowhere.sock"}, exitFailed, "run the same command again"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out, code, err := command(t, test.args...)
@@ -43,6 +49,47 @@ func TestReleaseSaysWhatItLacks(t *testing.T) {
 				t.Errorf("exit code %d, want %d: %v, want %q\n%s", code, test.code, err, test.want, out)
 			}
 		})
+	}
+}
+
+func TestBaseImagesOfTheMachineAreOverriddenByTheFlag(t *testing.T) {
+	t.Setenv(baseImagesVariable, "a:1=docker-image://b:1  c:1=/layout")
+	f := releaseFlags{baseImages: map[string]string{"c:1": "/other"}}
+	got, err := f.bases()
+	if err != nil || len(got) != 2 || got["a:1"] != "docker-image://b:1" || got["c:1"] != "/other" {
+		t.Errorf("base images are %v, %v", got, err)
+	}
+	t.Setenv(baseImagesVariable, "a:1")
+	if _, err := f.bases(); err == nil || !strings.Contains(err.Error(), baseImagesVariable+` has "a:1"`) {
+		t.Errorf("of a name alone: %v", err)
+	}
+}
+
+func TestAComponentThatNoClusterListsIsNotReleasedByAPush(t *testing.T) {
+	t.Setenv(forgeTokenVariable, "secret")
+	dir := sourceCheckout(t)
+	args := func(app string) []string {
+		return []string{"build", "--source", dir, "--app", app, "--evidence", t.TempDir(), "--buildkit", "unix:///nowhere.sock", "--if-changed"}
+	}
+	edit(t, filepath.Join(dir, "omnivision-gitops/components/kustomization.yaml"), "  - gate\n", "")
+	gitIn(t, dir, "commit", "-qam", "no gate")
+	if out, code, err := command(t, args("omnivision-gate")...); code != 0 || !strings.Contains(out, "no cluster's components have it") {
+		t.Errorf("exit code %d: %v\n%s", code, err, out)
+	}
+	// One that was never released is.
+	if out, code, err := command(t, args("omnivision-steward")...); code != exitFailed || !strings.Contains(err.Error(), "BuildKit") {
+		t.Errorf("exit code %d: %v\n%s", code, err, out)
+	}
+}
+
+func TestTimeIsShownWithWhoseItWas(t *testing.T) {
+	spent := conveyor.Spent{Total: 62 * time.Second, Tools: 60 * time.Second, ByTool: map[string]time.Duration{"Trivy": 20 * time.Second, "BuildKit": 45 * time.Second}}
+	if got, want := showTime(spent).line(), "62.0 s: BuildKit 45.00 s, Trivy 20.00 s; our own 2.00 s, 3.3 % of the tools' 60.0 s"; got != want {
+		t.Errorf("shown is %q, want %q", got, want)
+	}
+	raw, err := json.Marshal(shownStage{Stage: "build", shownTime: showTime(spent)})
+	if err != nil || !strings.Contains(string(raw), `"seconds":62,"toolSeconds":60,"ownSeconds":2,"byTool":{"BuildKit":45,"Trivy":20}`) {
+		t.Errorf("JSON is %s, %v", raw, err)
 	}
 }
 

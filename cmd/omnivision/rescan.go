@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/spf13/cobra"
 
+	"github.com/omnivision/omnivision/conveyor/release"
 	"github.com/omnivision/omnivision/conveyor/rescan"
 )
 
@@ -76,8 +78,12 @@ func (f *rescanFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	programs, err := f.programs()
+	if err != nil {
+		return err
+	}
 	look := rescan.Rescan{
-		Scanner: scanner, PlainHTTP: f.plainHTTP,
+		Scanner: scanner, PlainHTTP: f.plainHTTP, Programs: programs,
 		Registry: []remote.Option{remote.WithAuthFromKeychain(keychain)},
 	}
 	if f.attest {
@@ -101,6 +107,20 @@ func (f *rescanFlags) run(ctx context.Context, cmd *cobra.Command) error {
 		return err
 	}
 	return verdict(report)
+}
+
+// programs are the names of all images that the source makes.
+func (f *rescanFlags) programs() ([]string, error) {
+	src, err := os.ReadFile(filepath.Join(f.source, release.AppsFile))
+	if err != nil {
+		return nil, codedError{exitUsage, fmt.Errorf("%w: go to a checkout of the source repository, or name it with --source", err)}
+	}
+	apps, err := release.ParseApps(src)
+	var names []string
+	for _, app := range apps.Apps {
+		names = append(names, app.Name)
+	}
+	return names, err
 }
 
 func verdict(report rescan.Report) error {

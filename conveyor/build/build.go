@@ -43,9 +43,10 @@ type Request struct {
 	Platforms  []string // linux/amd64
 	// Args are further build arguments. VERSION, COMMIT and SOURCE_DATE_EPOCH are set.
 	Args map[string]string
-	// Layouts replace base images that cannot be pulled: the image's name as in the
-	// Dockerfile, and the directory of an OCI layout that holds one image.
-	Layouts map[string]string
+	// BaseImages replace base images that cannot be pulled: the image's name as in the
+	// Dockerfile, its digest apart, and the directory of an OCI layout that holds one
+	// image, or docker-image:// and the name of another image.
+	BaseImages map[string]string
 	// Repositories get the image, the first one from the daemon.
 	Repositories []name.Repository
 	// Cache is where layers are kept between builds on fresh machines; empty keeps none.

@@ -150,12 +150,19 @@ func newRepositories(t *testing.T, count int) (repositories []name.Repository) {
 	return repositories
 }
 
-const commit = "0123456789abcdef0123456789abcdef01234567"
+const (
+	commit = "0123456789abcdef0123456789abcdef01234567"
+	golang = "docker.io/library/golang:1.26.8-bookworm"
+	pinned = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+)
 
 func request(t *testing.T, repositories []name.Repository) Request {
 	t.Helper()
+	dir := t.TempDir()
+	check(t, os.MkdirAll(filepath.Join(dir, "cmd/worker"), 0o755))
+	check(t, os.WriteFile(filepath.Join(dir, "cmd/worker/Dockerfile"), []byte("FROM "+golang+"@"+pinned+" AS build\nFROM scratch\n"), 0o644))
 	return Request{
-		Context: t.TempDir(), Dockerfile: "cmd/worker/Dockerfile", Title: "omnivision-worker", Source: "https://github.com/omnivision/omnivision",
+		Context: dir, Dockerfile: "cmd/worker/Dockerfile", Title: "omnivision-worker", Source: "https://github.com/omnivision/omnivision",
 		Commit: commit, Version: "0.1.0-57", Time: time.Unix(1_793_000_000, 0), Platforms: []string{"linux/amd64", "linux/arm64"},
 		Repositories: repositories,
 	}
@@ -314,14 +321,23 @@ func TestBaseImageFromThisMachineTakesThePlaceOfTheNamedOne(t *testing.T) {
 	check(t, err)
 	check(t, path.AppendImage(base))
 	r := request(t, repositories)
-	r.Layouts = map[string]string{"docker.io/library/golang:1.26.8-bookworm": dir}
+	r.BaseImages = map[string]string{golang: dir, "gcr.io/other:1": "docker-image://is-not-asked-for"}
 	_, err = Builder{Address: d.address}.Build(t.Context(), r, nothing)
 	check(t, err)
 	digest, err := base.Digest()
 	check(t, err)
-	if got := d.requests[0].FrontendAttrs["context:docker.io/library/golang:1.26.8-bookworm"]; got != "oci-layout://layout-0@"+digest.String() {
-		t.Errorf("the context is %q", got)
+	// BuildKit looks for the short name, as `docker` shows it.
+	const asked = "context:golang:1.26.8-bookworm@" + pinned
+	if got := d.requests[0].FrontendAttrs[asked]; got != "oci-layout://layout-0@"+digest.String() {
+		t.Errorf("the context is %q among %v", got, d.requests[0].FrontendAttrs)
 	}
+	r.BaseImages[golang] = "docker-image://docker.io/library/golang:1.26.8-bookworm"
+	_, err = Builder{Address: d.address}.Build(t.Context(), r, nothing)
+	check(t, err)
+	if got := d.requests[1].FrontendAttrs; got[asked] != r.BaseImages[golang] || len(got) != len(d.requests[0].FrontendAttrs) {
+		t.Errorf("the frontend is told %v", got)
+	}
+	r.BaseImages[golang] = dir
 	check(t, path.AppendImage(empty.Image))
 	if _, err := (Builder{Address: d.address}).Build(t.Context(), r, nothing); err == nil || !strings.Contains(err.Error(), "holds 2 images") {
 		t.Errorf("with two images in the layout: %v", err)

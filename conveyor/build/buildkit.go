@@ -17,6 +17,8 @@ import (
 	"github.com/moby/buildkit/session/auth/authprovider"
 	"github.com/tonistiigi/fsutil"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/omnivision/omnivision/internal/tooltime"
 )
 
 // Credentials finds the credentials of a registry.
@@ -38,6 +40,7 @@ func (b Builder) solve(ctx context.Context, r Request, report func(string)) (str
 	if err != nil {
 		return "", err
 	}
+	defer tooltime.Begin(ctx, "BuildKit")()
 	var response *client.SolveResponse
 	status := make(chan *client.SolveStatus)
 	group, groupCtx := errgroup.WithContext(ctx)
@@ -99,7 +102,7 @@ func (b Builder) options(r Request) (client.SolveOpt, error) {
 		// The cache only saves time: a build does not fail for want of it.
 		options.CacheExports = cache(map[string]string{"mode": "max", "oci-mediatypes": "true", "image-manifest": "true", "ignore-error": "true"})
 	}
-	return options, r.addLayouts(&options)
+	return options, r.replaceBases(&options)
 }
 
 // frontend is what the Dockerfile frontend is told:
@@ -140,26 +143,49 @@ func (r Request) exporter() map[string]string {
 	return attrs
 }
 
-// addLayouts makes base images from this machine take the place of those that the
-// Dockerfile names, which stays as it is.
-func (r Request) addLayouts(options *client.SolveOpt) error {
-	for image, dir := range r.Layouts {
-		digest, err := onlyImage(dir)
+// otherImage begins the replacement of a base image by an image of a registry.
+const otherImage = "docker-image://"
+
+// replaceBases makes others take the place of the images that the Dockerfile names, which
+// stays as it is, digests included.
+func (r Request) replaceBases(options *client.SolveOpt) error {
+	bases, err := r.bases()
+	if err != nil {
+		return err
+	}
+	for _, base := range bases {
+		replacement, ok := r.BaseImages[base.Name]
+		if !ok {
+			continue
+		}
+		name, err := contextName(base)
+		if err == nil && !strings.HasPrefix(replacement, otherImage) {
+			replacement, err = addLayout(options, replacement)
+		}
 		if err != nil {
-			return fmt.Errorf("replacing the base image %s by the layout %s: %w", image, dir, err)
+			return fmt.Errorf("replacing the base image %s by %s: %w", base.Name, r.BaseImages[base.Name], err)
 		}
-		store, err := local.NewStore(dir)
-		if err != nil {
-			return fmt.Errorf("replacing the base image %s by the layout %s: %w", image, dir, err)
-		}
-		if options.OCIStores == nil {
-			options.OCIStores = map[string]content.Store{}
-		}
-		id := fmt.Sprintf("layout-%d", len(options.OCIStores))
-		options.OCIStores[id] = store
-		options.FrontendAttrs["context:"+image] = "oci-layout://" + id + "@" + digest
+		options.FrontendAttrs["context:"+name] = replacement
 	}
 	return nil
+}
+
+// addLayout makes an OCI layout known to the daemon, and returns what it is called there.
+func addLayout(options *client.SolveOpt, dir string) (string, error) {
+	digest, err := onlyImage(dir)
+	if err != nil {
+		return "", err
+	}
+	store, err := local.NewStore(dir)
+	if err != nil {
+		return "", err
+	}
+	if options.OCIStores == nil {
+		options.OCIStores = map[string]content.Store{}
+	}
+	id := fmt.Sprintf("layout-%d", len(options.OCIStores))
+	options.OCIStores[id] = store
+	return "oci-layout://" + id + "@" + digest, nil
 }
 
 func onlyImage(dir string) (string, error) {

@@ -2,9 +2,9 @@
 // job's OIDC token is traded for a role in AWS, or for an identity in Google Cloud,
 // whose password for the registry lives for hours at most.
 //
-// It speaks for registries that are named so by their hosts (ECR and Artifact
-// Registry), and only where a role is configured. All others, such as the chart's, have
-// the credentials that Docker and Helm keep.
+// It speaks for registries that are named so by their hosts (ECR, Artifact Registry and
+// GitHub's), and only where a role or a token is configured. All others have the
+// credentials that Docker and Helm keep.
 package login
 
 import (
@@ -30,6 +30,8 @@ type Options struct {
 	// GCPServiceAccount is the account to speak for; empty speaks for the pool's
 	// identity itself.
 	GCPServiceAccount string
+	// GitHubToken is the job's own, which may push to GitHub's registry.
+	GitHubToken string
 	// Session names the job in the cloud's audit log, such as a run's number.
 	Session string
 	Token   Token
@@ -115,10 +117,23 @@ func (k *Keychain) of(host string) source {
 	if region, ok := amazonRegion(host); ok && k.options.AWSRole != "" {
 		return k.amazonIn(region)
 	}
-	if isGoogle(host) {
+	switch {
+	case isGoogle(host):
 		return k.google
+	case host == gitHubRegistry && k.options.GitHubToken != "":
+		return gitHub(k.options.GitHubToken)
 	}
 	return nil
+}
+
+// gitHubRegistry takes the job's own token, with any user's name:
+// https://docs.github.com/en/packages/working-with-a-github-packages-registry/working-with-the-container-registry.
+const gitHubRegistry = "ghcr.io"
+
+type gitHub string
+
+func (g gitHub) get(context.Context) (authn.AuthConfig, error) {
+	return authn.AuthConfig{Username: "x-access-token", Password: string(g)}, nil
 }
 
 func (k *Keychain) amazonIn(region string) source {

@@ -302,3 +302,18 @@ func TestSessionNamesAreWhatAWSTakes(t *testing.T) {
 		}
 	}
 }
+
+func TestGitHubsRegistryGetsTheJobsTokenAndNobodyElseDoes(t *testing.T) {
+	for _, token := range []string{"", "secret"} {
+		k, err := New(Options{GitHubToken: token, Fallback: authn.NewMultiKeychain()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, host := range []string{"ghcr.io", "ghcr.io.example.com", "docker.pkg.github.com", "example.com"} {
+			config, ours, err := k.Password(t.Context(), host)
+			if want := token != "" && host == "ghcr.io"; err != nil || ours != want || (config.Password == "secret") != want {
+				t.Errorf("%s gets %+v, %t, %v", host, config, ours, err)
+			}
+		}
+	}
+}

@@ -28,6 +28,7 @@ import (
 	"github.com/omnivision/omnivision/conveyor/source"
 	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/forge"
+	"github.com/omnivision/omnivision/internal/tooltime"
 	"github.com/omnivision/omnivision/plan/revision"
 )
 
@@ -56,7 +57,8 @@ type Proposer struct {
 
 // Request is what to propose.
 type Request struct {
-	App     string
+	App string
+	// Wave of the clusters; 0 is an app's first, or for a component every cluster.
 	Wave    int
 	Release fleet.Release
 	// Time dates the commit; that of the source's makes the same proposal the same
@@ -72,7 +74,7 @@ type Request struct {
 
 // Change is what a proposal does to the GitOps repository.
 type Change struct {
-	Released map[string]fleet.Release // what each cluster of the wave runs, on the base
+	Released map[string]fleet.Release // what is in each place on the base, by its name
 	// Base is the tree that the clusters follow, Head the one that is proposed. The text
 	// goes into the commit, so the head's commit is not known while it is written.
 	Base, Head *revision.Tree
@@ -93,7 +95,7 @@ type Result struct {
 	State State `json:"state"`
 	// By is the newer release, if superseded.
 	By       string   `json:"by,omitempty"`
-	Clusters []string `json:"clusters"` // of the wave
+	Clusters []string `json:"clusters"` // that the release goes to
 	Branch   string   `json:"branch"`
 	Commit   string   `json:"commit,omitempty"` // that the branch points at
 	Number   int64    `json:"number,omitempty"` // of the pull request
@@ -115,8 +117,13 @@ var (
 	ErrForeign = errors.New("the branch holds somebody else's commits")
 )
 
-// Branch is the one branch of an app and a wave.
-func Branch(app string, wave int) string { return fmt.Sprintf("release/%s/wave-%d", app, wave) }
+// Branch is the one branch of an app and a wave, or of a component, whose wave is 0.
+func Branch(app string, wave int) string {
+	if wave == 0 {
+		return fmt.Sprintf("release/%s/every-cluster", app)
+	}
+	return fmt.Sprintf("release/%s/wave-%d", app, wave)
+}
 
 // Propose makes the state of the repository and the forge be as the request says.
 func (p *Proposer) Propose(ctx context.Context, r Request) (Result, error) {
@@ -124,7 +131,7 @@ func (p *Proposer) Propose(ctx context.Context, r Request) (Result, error) {
 	defer cancel()
 	result, err := p.propose(ctx, r)
 	if err != nil {
-		return Result{}, fmt.Errorf("proposing %s %s for wave %d: %w", r.App, r.Release.Tag, r.Wave, err)
+		return Result{}, fmt.Errorf("proposing %s %s: %w", r.App, r.Release.Tag, err)
 	}
 	return result, nil
 }
@@ -188,44 +195,25 @@ type view struct {
 	branch    string
 	base      string // commit of the base
 	head      string // commit of the branch; empty if there is none
-	app       fleet.App
-	clusters  []string
-	released  map[string]fleet.Release // on the base, by cluster
-	proposed  map[string]fleet.Release // on the branch, by cluster; nil if there is none
+	target    fleet.Target
+	released  map[string]fleet.Release // on the base, by place
+	proposed  map[string]fleet.Release // on the branch, by place; nil if there is none
 	files     map[string][]byte        // with the new release, by path
 	condemned fleet.Quarantine         // on the base
 	latest    forge.PullRequest        // newest that was ever opened from the branch; number 0 if none was
 }
 
 func (p *Proposer) look(ctx context.Context, repo *repository, r Request) (*view, error) {
-	v := &view{branch: Branch(r.App, r.Wave)}
-	err := p.ask(ctx, "fetch", func() (err error) {
-		v.base, v.head, err = repo.fetch(ctx, p.Base, v.branch)
-		return err
-	})
-	if err != nil {
+	v := &view{}
+	if err := p.find(ctx, repo, v, r); err != nil {
 		return nil, err
 	}
 	tree := repo.tree(ctx, v.base)
-	f, err := fleet.Load(tree)
-	if err != nil {
+	var err error
+	if v.released, err = releases(tree, v.target); err != nil {
 		return nil, err
 	}
-	if v.app, err = f.App(r.App); err != nil {
-		return nil, err
-	}
-	for _, c := range f.Clusters {
-		if c.Wave == r.Wave {
-			v.clusters = append(v.clusters, c.Name)
-		}
-	}
-	if len(v.clusters) == 0 {
-		return nil, fmt.Errorf("%s has no cluster in wave %d", fleet.File, r.Wave)
-	}
-	if v.released, err = releases(tree, v.app, v.clusters); err != nil {
-		return nil, err
-	}
-	if v.files, err = edited(tree, v.app, v.clusters, r.Release); err != nil {
+	if v.files, err = edited(tree, v.target, r.Release); err != nil {
 		return nil, err
 	}
 	if v.condemned, err = fleet.ReadQuarantine(tree); err != nil {
@@ -234,39 +222,68 @@ func (p *Proposer) look(ctx context.Context, repo *repository, r Request) (*view
 	if v.head != "" {
 		// A branch that does not parse holds no release of ours to respect; whose
 		// commits it has is looked at before anything is pushed.
-		v.proposed, _ = releases(repo.tree(ctx, v.head), v.app, v.clusters)
+		v.proposed, _ = releases(repo.tree(ctx, v.head), v.target)
 	}
 	v.latest, err = p.latest(ctx, v.branch)
 	return v, err
 }
 
-func releases(tree fs.FS, app fleet.App, clusters []string) (map[string]fleet.Release, error) {
+// find looks where the release goes. Which branch that is follows from the base, so the base
+// is fetched before it.
+func (p *Proposer) find(ctx context.Context, repo *repository, v *view, r Request) error {
+	fetch := func() error {
+		return p.ask(ctx, "fetch", func() (err error) {
+			v.base, v.head, err = repo.fetch(ctx, p.Base, v.branch)
+			return err
+		})
+	}
+	v.branch = Branch(r.App, r.Wave)
+	if err := fetch(); err != nil {
+		return err
+	}
+	files := repo.tree(ctx, v.base)
+	f, err := fleet.Load(files)
+	if err != nil {
+		return err
+	}
+	if _, unknown := f.App(r.App); unknown != nil {
+		// A component's file is looked for.
+		if files, err = repo.whole(ctx, v.base); err != nil {
+			return err
+		}
+	}
+	if v.target, err = f.Target(files, r.App, r.Wave); err != nil {
+		return err
+	}
+	if branch := Branch(r.App, v.target.Wave); branch != v.branch {
+		v.branch = branch
+		return fetch()
+	}
+	return nil
+}
+
+func releases(tree fs.FS, target fleet.Target) (map[string]fleet.Release, error) {
 	found := map[string]fleet.Release{}
-	for _, cluster := range clusters {
-		release, err := fleet.ReadRelease(tree, app, cluster)
+	for _, place := range target.Places {
+		release, err := place.Read(tree)
 		if err != nil {
 			return nil, err
 		}
-		found[cluster] = release
+		found[place.Name] = release
 	}
 	return found, nil
 }
 
-// edited returns the release files with the new release: the values change in place,
-// and fleet.SetRelease proves that nothing else does (P5).
-func edited(tree fs.FS, app fleet.App, clusters []string, release fleet.Release) (map[string][]byte, error) {
+// edited returns the files with the new release: the values change in place, and it is
+// proved that nothing else does (P5).
+func edited(tree fs.FS, target fleet.Target, release fleet.Release) (map[string][]byte, error) {
 	files := map[string][]byte{}
-	for _, cluster := range clusters {
-		path := app.ReleaseFile(cluster)
-		before, err := fs.ReadFile(tree, path)
+	for _, place := range target.Places {
+		after, err := place.Edit(tree, release)
 		if err != nil {
-			return nil, fmt.Errorf("reading %s: %w", path, err)
+			return nil, err
 		}
-		after, err := fleet.SetRelease(before, app, release)
-		if err != nil {
-			return nil, fmt.Errorf("editing %s: %w", path, err)
-		}
-		files[path] = after
+		files[place.File] = after
 	}
 	return files, nil
 }
@@ -274,7 +291,7 @@ func edited(tree fs.FS, app fleet.App, clusters []string, release fleet.Release)
 // decide says what a view means for a request. It changes nothing, except that it
 // closes a pull request that the base has overtaken.
 func (p *Proposer) decide(ctx context.Context, v *view, r Request) (Result, error) {
-	result := Result{State: Proposed, Branch: v.branch, Clusters: v.clusters}
+	result := Result{State: Proposed, Branch: v.branch, Clusters: v.target.Clusters}
 	newer, err := newest(v.released, r.Release)
 	switch {
 	case err != nil:
@@ -479,6 +496,7 @@ func byNumber(a, b forge.PullRequest) int { return cmp.Compare(a.Number, b.Numbe
 // known waits until the forge knows the branch at the commit: it takes a push in first,
 // and enters it into its database a moment later.
 func (p *Proposer) known(ctx context.Context, repo *repository, branch, commit string) error {
+	defer tooltime.Begin(ctx, "forge")()
 	for {
 		var head string
 		err := p.ask(ctx, "get branch", func() (err error) {

@@ -109,6 +109,40 @@ func TestProposalChangesTwoValuesAndNothingElse(t *testing.T) {
 	}
 }
 
+// Every cluster runs the same component: one file, one pull request, no wave.
+func TestComponentIsOnePullRequestForEveryCluster(t *testing.T) {
+	const file, branch = "components/gate/manifests/kustomization.yaml", "release/omnivision-gate/every-cluster"
+	w := newWorld(t)
+	before := w.file(t, "main", file)
+	r := request(57)
+	r.App, r.Wave = "omnivision-gate", 0
+	result := w.propose(t, r)
+	if result.State != Proposed || result.Branch != branch || strings.Join(result.Clusters, " ") != "cluster-aws cluster-gcp" {
+		t.Errorf("result is %+v", result)
+	}
+	if changed := w.git(t, w.bare, "diff", "--name-only", "main", branch); changed != file {
+		t.Errorf("the branch changes %q", changed)
+	}
+	want := strings.Replace(strings.Replace(before, `"0.1.0"`, `"0.1.0-57"`, 1), `digest: ""`, `digest: "`+digestOf(57)+`"`, 1)
+	if got := w.file(t, branch, file); got != want {
+		t.Errorf("the file became\n%s\nwant\n%s", got, want)
+	}
+	open := w.forge.open()
+	if len(open) != 1 || open[0].Title != "Release omnivision-gate 0.1.0-57 to every cluster" || !strings.HasPrefix(open[0].Body, "- `every cluster`: nothing → `0.1.0-57`\n") {
+		t.Errorf("open are %+v", open)
+	}
+	w.git(t, w.clone, "fetch", "--quiet", "origin")
+	w.git(t, w.clone, "push", "--quiet", "origin", "origin/"+branch+":main")
+	r57 := r
+	r.Release = request(58).Release
+	if result := w.propose(t, r); result.State != Proposed {
+		t.Errorf("the next build is %+v", result)
+	}
+	if result := w.propose(t, r57); result.State != Released {
+		t.Errorf("the released build is %+v", result)
+	}
+}
+
 func TestWaveWithSeveralClustersIsOnePullRequest(t *testing.T) {
 	w := newWorld(t)
 	w.edit(t, "fleet.yaml", "wave: 2", "wave: 1", "Both at once")

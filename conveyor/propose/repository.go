@@ -147,6 +147,15 @@ func (r *repository) tree(ctx context.Context, commit string) fs.FS {
 	return commitFiles{ctx: ctx, git: r.git, commit: commit}
 }
 
+// whole reads a commit with its directories.
+func (r *repository) whole(ctx context.Context, commit string) (fs.FS, error) {
+	opened, err := revision.Open(ctx, r.git.Dir)
+	if err != nil {
+		return nil, err
+	}
+	return opened.Tree(ctx, commit, commit)
+}
+
 type commitFiles struct {
 	ctx    context.Context //nolint:containedctx // fs.FS has no place for it
 	git    git.Git
@@ -280,9 +289,9 @@ func (r *repository) message(ctx context.Context, commit string) (title, body st
 // the base had it once.
 func (r *repository) takenBack(ctx context.Context, v *view, digest string) (string, error) {
 	var without []string
-	for _, cluster := range v.clusters {
-		if v.released[cluster].Digest != digest {
-			without = append(without, v.app.ReleaseFile(cluster))
+	for _, place := range v.target.Places {
+		if v.released[place.Name].Digest != digest {
+			without = append(without, place.File)
 		}
 	}
 	return r.git.Line(ctx, append([]string{"log", "-1", "--format=%H", "-S" + digest, v.base, "--"}, without...)...)

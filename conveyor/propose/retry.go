@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/omnivision/omnivision/forge"
+	"github.com/omnivision/omnivision/internal/tooltime"
 )
 
 // The first pause after a failure, and the longest.
@@ -33,7 +34,10 @@ func (p *Proposer) ask(ctx context.Context, what string, do func() error) error 
 			pausing = asked
 		}
 		p.report(fmt.Sprintf("%s: again in %s: %v", what, pausing, err))
-		if end := pause(ctx, pausing); end != nil {
+		waited := tooltime.Begin(ctx, "forge")
+		end := pause(ctx, pausing)
+		waited()
+		if end != nil {
 			return fmt.Errorf("%w; the last attempt ended with: %w", end, err)
 		}
 	}

@@ -41,14 +41,18 @@ const (
 // message is the text of the commit, and so of the pull request.
 func (r Request) message(v *view) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Release %s %s to %s\n\n", r.App, r.Release.Tag, strings.Join(v.clusters, ", "))
-	for _, cluster := range v.clusters {
-		from := v.released[cluster]
+	var names []string
+	for _, place := range v.target.Places {
+		names = append(names, place.Name)
+	}
+	fmt.Fprintf(&b, "Release %s %s to %s\n\n", r.App, r.Release.Tag, strings.Join(names, ", "))
+	for _, name := range names {
+		from := v.released[name]
 		what := Code(from.Tag)
 		if from.Empty() {
 			what = "nothing"
 		}
-		fmt.Fprintf(&b, "- %s: %s → %s\n", Code(cluster), what, Code(r.Release.Tag))
+		fmt.Fprintf(&b, "- %s: %s → %s\n", Code(name), what, Code(r.Release.Tag))
 	}
 	fmt.Fprintf(&b, "- Image: %s\n", Code(r.Release.Digest))
 	r.Text.facts(&b)

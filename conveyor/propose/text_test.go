@@ -6,6 +6,7 @@ import (
 	"unicode"
 
 	"github.com/omnivision/omnivision/conveyor/source"
+	"github.com/omnivision/omnivision/fleet"
 )
 
 func TestUntrustedTextStaysInItsSpan(t *testing.T) {
@@ -58,7 +59,7 @@ func TestTextStaysBelowWhatForgesTake(t *testing.T) {
 		r.Text.Facts = append(r.Text.Facts, Fact{"Let pass", long})
 		r.Text.Commits = append(r.Text.Commits, source.Commit{SHA: strings.Repeat("a", 40), Subject: long, Author: long})
 	}
-	text := r.message(&view{clusters: []string{"cluster-aws"}})
+	text := r.message(&view{target: fleet.Target{Places: []fleet.Place{{Name: "cluster-aws"}}}})
 	if n := len(text); n > 65000 {
 		t.Errorf("the text has %d bytes", n)
 	}
@@ -66,7 +67,7 @@ func TestTextStaysBelowWhatForgesTake(t *testing.T) {
 		t.Errorf("what was left out is not said:\n%s", text)
 	}
 	r.Text = Text{Plan: strings.Repeat("p", MaxPlan), Total: 5000, Commits: r.Text.Commits, Facts: r.Text.Facts}
-	if n := len(r.message(&view{clusters: []string{"cluster-aws"}})); n > 65_000 {
+	if n := len(r.message(&view{target: fleet.Target{Places: []fleet.Place{{Name: "cluster-aws"}}}})); n > 65_000 {
 		t.Errorf("the text has %d characters", n)
 	}
 }

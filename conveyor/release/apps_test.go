@@ -2,29 +2,54 @@ package release
 
 import (
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/omnivision/omnivision/conveyor/build"
 	"github.com/omnivision/omnivision/fleet"
 )
 
-func TestEveryAppOfTheFleetCanBeBuilt(t *testing.T) {
+func TestEveryProgramOfOursThatClustersRunCanBeBuilt(t *testing.T) {
 	src, err := os.ReadFile("../../" + AppsFile)
 	check(t, err)
 	apps, err := ParseApps(src)
 	check(t, err)
 	f, err := fleet.Load(os.DirFS("../../omnivision-gitops"))
 	check(t, err)
+	var names []string
 	for _, app := range f.Apps {
-		how, err := apps.App(app.Name)
+		names = append(names, app.Name)
+	}
+	images, err := fleet.ComponentImages(os.DirFS("../../omnivision-gitops"))
+	check(t, err)
+	for _, image := range images {
+		if strings.HasPrefix(image.Name, "ghcr.io/omnivision/") {
+			names = append(names, path.Base(image.Name))
+		}
+	}
+	if len(names) < 5 {
+		t.Errorf("the tree runs %q of ours", names)
+	}
+	for _, name := range names {
+		how, err := apps.App(name)
 		if err != nil {
 			t.Error(err)
 			continue
 		}
 		dockerfile, err := os.ReadFile(filepath.Join("../..", how.Dockerfile))
-		if err != nil || !strings.Contains(string(dockerfile), `org.opencontainers.image.title="`+app.Name+`"`) {
-			t.Errorf("%s of %s is not its Dockerfile: %v", how.Dockerfile, app.Name, err)
+		if err != nil || !strings.Contains(string(dockerfile), `org.opencontainers.image.title="`+name+`"`) {
+			t.Errorf("%s of %s is not its Dockerfile: %v", how.Dockerfile, name, err)
+		}
+		if bases, err := build.Bases(dockerfile, how.Args); err != nil || len(bases) == 0 {
+			t.Errorf("%s is made of %v: %v", how.Dockerfile, bases, err)
+		}
+	}
+	for _, app := range apps.Apps {
+		if !slices.Contains(names, app.Name) {
+			t.Errorf("%s is released, and nothing in the tree runs it", app.Name)
 		}
 	}
 }

@@ -19,8 +19,12 @@ import (
 // drops a waiting job for a newer one, and with it what its push changed (P42).
 //
 // A version that no commit of the branch has may be of any commit: then known is false.
-func (a App) Changed(ctx context.Context, dir, version, commit string) (files []string, known bool, err error) {
-	from, err := source.At(ctx, dir, version, commit)
+// Versions that were not counted along the branch may be in others, with their commits.
+func (a App) Changed(ctx context.Context, dir, version, commit string, others map[string]string) (files []string, known bool, err error) {
+	from, named := others[version]
+	if !named {
+		from, err = source.At(ctx, dir, version, commit)
+	}
 	if errors.Is(err, source.ErrNoSuchVersion) {
 		return nil, false, nil
 	}

@@ -25,12 +25,25 @@ func TestAnAppChangesWithWhatItsImageIsMadeOf(t *testing.T) {
 		check(t, os.WriteFile(filepath.Join(s.dir, file), append(ignore, "# changed\n"...), 0o600))
 		s.git("add", "--all")
 		s.git("commit", "--quiet", "-m", "a change")
-		got, known, err := app.Changed(t.Context(), s.dir, runs.Version, s.release().Revision.Commit)
+		got, known, err := app.Changed(t.Context(), s.dir, runs.Version, s.release().Revision.Commit, nil)
 		if err != nil || !known || (len(got) == 1 && got[0] == file) != changes || len(got) > 1 {
 			t.Errorf("after a change of %s changed are %v, %t, %v; want it there: %t", file, got, known, err, changes)
 		}
-		if _, known, err := app.Changed(t.Context(), s.dir, "0.1.0-999", s.release().Revision.Commit); known || err != nil {
+		if _, known, err := app.Changed(t.Context(), s.dir, "0.1.0-999", s.release().Revision.Commit, nil); known || err != nil {
 			t.Errorf("of a version that nobody built it is known what changed, %v", err)
+		}
+	}
+}
+
+// What a rehearsal assembled is of no count of commits, and still of a commit.
+func TestAVersionThatWasNotCountedCanBeToldItsCommit(t *testing.T) {
+	s := newSite(t)
+	app, others := App{Dockerfile: "Dockerfile"}, map[string]string{"0.1.0-0.assembled.7": s.release().Revision.Commit}
+	s.commit("another main.go")
+	for version, want := range map[string]bool{"0.1.0-0.assembled.7": true, "0.1.0-0.assembled.8": false} {
+		got, known, err := app.Changed(t.Context(), s.dir, version, s.release().Revision.Commit, others)
+		if err != nil || known != want || known && strings.Join(got, " ") != "main.go" {
+			t.Errorf("%s: changed are %v, %t, %v", version, got, known, err)
 		}
 	}
 }
@@ -40,7 +53,7 @@ func TestWithoutADockerignoreEveryFileCounts(t *testing.T) {
 	runs := s.release().Revision
 	s.commit("another main.go")
 	app := App{Dockerfile: "Dockerfile"}
-	got, known, err := app.Changed(t.Context(), s.dir, runs.Version, s.release().Revision.Commit)
+	got, known, err := app.Changed(t.Context(), s.dir, runs.Version, s.release().Revision.Commit, nil)
 	if err != nil || !known || strings.Join(got, " ") != "main.go" {
 		t.Errorf("changed are %v, %t, %v", got, known, err)
 	}

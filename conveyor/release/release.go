@@ -37,7 +37,7 @@ const (
 // Release is a release of one app, with who does its stages.
 type Release struct {
 	App      string
-	Wave     int
+	Wave     int  // 0 for a component, which every cluster gets at once
 	Again    bool // propose what was taken back or rejected
 	Dir      string
 	Source   string // URL of the source repository
@@ -45,7 +45,7 @@ type Release struct {
 
 	Dockerfile string
 	Args       map[string]string // of the build
-	Layouts    map[string]string // base images from this machine
+	BaseImages map[string]string // in place of those that cannot be pulled
 	Platforms  []string
 	Cache      string // of layers, in a registry
 	Invocation string // URL of the job, if this is one
@@ -118,7 +118,7 @@ func (r Release) build(ctx context.Context, _ conveyor.Results, report func(stri
 	result, err := r.Builder.Build(ctx, build.Request{
 		Context: files, Dockerfile: r.Dockerfile, Title: r.App, Source: r.Source,
 		Commit: r.Revision.Commit, Version: r.Revision.Version, Time: r.Revision.Time,
-		Platforms: r.Platforms, Args: r.Args, Layouts: r.Layouts, Repositories: r.Repositories, Cache: r.Cache,
+		Platforms: r.Platforms, Args: r.Args, BaseImages: r.BaseImages, Repositories: r.Repositories, Cache: r.Cache,
 	}, report)
 	return built{Result: result, Invocation: r.Invocation}, err
 }

@@ -13,7 +13,6 @@ import (
 	"github.com/omnivision/omnivision/conveyor/scan"
 	"github.com/omnivision/omnivision/conveyor/sign"
 	"github.com/omnivision/omnivision/conveyor/verify"
-	"github.com/omnivision/omnivision/fleet"
 )
 
 // DefaultEvery is how old a statement may become before a new one is made. A month, which is how old
@@ -42,9 +41,9 @@ const (
 	Unstated Attested = "unstated" // it failed; the problem says why
 )
 
-// attest states the scan of one app in one cluster.
-func (r Rescan) attest(ctx context.Context, cluster fleet.Cluster, app fleet.App, result scan.Result, progress func(string)) (Attested, error) {
-	repository, err := r.repository(cluster, app)
+// attest states the scan of one image in one cluster.
+func (r Rescan) attest(ctx context.Context, d Deployed, result scan.Result, progress func(string)) (Attested, error) {
+	repository, err := r.named(d)
 	if err != nil {
 		return Unstated, err
 	}
@@ -56,10 +55,10 @@ func (r Rescan) attest(ctx context.Context, cluster fleet.Cluster, app fleet.App
 		return Recent, nil
 	}
 	err = sign.PublishScans(ctx, r.Attest.Signer, repository, result, func(what string) {
-		progress(fmt.Sprintf("%s in %s: %s", app.Name, cluster.Name, what))
+		progress(fmt.Sprintf("%s in %s: %s", d.App, d.Cluster, what))
 	}, r.Registry...)
 	if err != nil {
-		return Unstated, fmt.Errorf("stating that %s is clean in %s: %w", app.Name, cluster.Name, err)
+		return Unstated, fmt.Errorf("stating that %s is clean in %s: %w", d.App, d.Cluster, err)
 	}
 	return Stated, nil
 }

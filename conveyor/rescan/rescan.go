@@ -32,6 +32,9 @@ type Rescan struct {
 	PlainHTTP bool
 	// Attest, if set, states beside each clean image that it is.
 	Attest *Attestation
+	// Programs are the names of images that are released from the source. Those that are
+	// no app of the fleet are looked for among the components that clusters run.
+	Programs []string
 }
 
 // Scanner scans the images of an app.
@@ -57,7 +60,7 @@ type Report struct {
 	Deployed []Deployed    `json:"deployed"`
 }
 
-// Deployed is one app in one cluster.
+// Deployed is one app in one cluster, or a component in every cluster.
 type Deployed struct {
 	Cluster string `json:"cluster"`
 	App     string `json:"app"`
@@ -71,7 +74,8 @@ type Deployed struct {
 	Attested Attested        `json:"attested,omitempty"`
 	Todo     string          `json:"todo,omitempty"` // what to do, if anything
 
-	table string // of the findings, for people
+	table      string // of the findings, for people
+	repository string // that the cluster's nodes pull from
 }
 
 // Has reports whether something has this status.
@@ -95,28 +99,64 @@ func (r Rescan) Run(ctx context.Context, tree fs.FS, progress func(string)) (Rep
 		report  = Report{Deployed: []Deployed{}}
 		scanned = map[string]outcome{} // by app and digest
 	)
+	all, err := r.deployed(tree, described)
+	if err != nil {
+		return Report{}, err
+	}
+	for _, found := range all {
+		result := r.look(ctx, found, scanned, progress)
+		if err := concernsAll(ctx, result.err); err != nil {
+			return Report{}, err
+		}
+		if result.result.Scanner != "" {
+			report.Scanner, report.Database = result.result.Scanner, result.result.Database
+		}
+		found = found.judge(result)
+		if r.Attest != nil && found.Status == Clean {
+			found = found.attested(r.attest(ctx, found, result.result, progress))
+		}
+		report.Deployed = append(report.Deployed, found)
+	}
+	return report, nil
+}
+
+// deployed lists what the tree deploys: each cluster's apps, then the components.
+func (r Rescan) deployed(tree fs.FS, described *fleet.Fleet) ([]Deployed, error) {
+	var all []Deployed
 	for _, cluster := range described.Clusters {
 		for _, app := range described.Apps {
 			release, err := fleet.ReadRelease(tree, app, cluster.Name)
 			if err != nil {
-				return Report{}, err
+				return nil, err
 			}
-			found := Deployed{Cluster: cluster.Name, App: app.Name, Release: release}
-			result := r.look(ctx, cluster, app, release, scanned, progress)
-			if err := concernsAll(ctx, result.err); err != nil {
-				return Report{}, err
-			}
-			if result.result.Scanner != "" {
-				report.Scanner, report.Database = result.result.Scanner, result.result.Database
-			}
-			found = found.judge(result)
-			if r.Attest != nil && found.Status == Clean {
-				found = found.attested(r.attest(ctx, cluster, app, result.result, progress))
-			}
-			report.Deployed = append(report.Deployed, found)
+			all = append(all, Deployed{Cluster: cluster.Name, App: app.Name, Release: release, repository: cluster.ImageRegistry + "/" + app.Repository})
 		}
 	}
-	return report, nil
+	for _, program := range r.Programs {
+		if _, err := described.App(program); err == nil {
+			continue
+		}
+		target, err := described.Target(tree, program, 0)
+		if errors.Is(err, fleet.ErrUnknownApp) {
+			continue // of a newer source than the tree
+		}
+		if err != nil {
+			return nil, err
+		}
+		runs, err := described.Runs(tree, target)
+		if err != nil {
+			return nil, err
+		}
+		if !runs {
+			continue
+		}
+		release, err := target.Places[0].Read(tree)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, Deployed{Cluster: target.Places[0].Name, App: program, Release: release, repository: target.Repositories[0]})
+	}
+	return all, nil
 }
 
 // outcome is what looking at an image came to.
@@ -137,20 +177,20 @@ func concernsAll(ctx context.Context, err error) error {
 }
 
 // look asks this cluster's registry, and scans what no other cluster has had scanned.
-func (r Rescan) look(ctx context.Context, cluster fleet.Cluster, app fleet.App, release fleet.Release, scanned map[string]outcome, progress func(string)) outcome {
-	if release.Empty() {
+func (r Rescan) look(ctx context.Context, d Deployed, scanned map[string]outcome, progress func(string)) outcome {
+	if d.Empty() {
 		return outcome{}
 	}
-	targets, err := r.targets(ctx, cluster, app, release)
+	targets, err := r.targets(ctx, d)
 	if err != nil {
 		return outcome{err: err}
 	}
-	key := app.Name + "@" + release.Digest
+	key := d.App + "@" + d.Digest
 	if before, ok := scanned[key]; ok {
 		return before
 	}
-	result, err := r.Scanner.Scan(ctx, app.Name, targets, func(platform string) {
-		progress(strings.TrimSpace(fmt.Sprintf("scanning %s %s %s", app.Name, release.Tag, platform)))
+	result, err := r.Scanner.Scan(ctx, d.App, targets, func(platform string) {
+		progress(strings.TrimSpace(fmt.Sprintf("scanning %s %s %s", d.App, d.Tag, platform)))
 	})
 	found := outcome{result, err}
 	// A scan that failed may come off from another registry.
@@ -161,12 +201,12 @@ func (r Rescan) look(ctx context.Context, cluster fleet.Cluster, app fleet.App, 
 }
 
 // targets are the images of the platforms, as this registry has them.
-func (r Rescan) targets(ctx context.Context, cluster fleet.Cluster, app fleet.App, release fleet.Release) ([]scan.Target, error) {
-	repository, err := r.repository(cluster, app)
+func (r Rescan) targets(ctx context.Context, d Deployed) ([]scan.Target, error) {
+	repository, err := r.named(d)
 	if err != nil {
 		return nil, err
 	}
-	image := repository.Digest(release.Digest)
+	image := repository.Digest(d.Digest)
 	desc, err := remote.Get(image, append(slices.Clone(r.Registry), remote.WithContext(ctx))...)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", image, err)
@@ -185,14 +225,15 @@ func (r Rescan) targets(ctx context.Context, cluster fleet.Cluster, app fleet.Ap
 	return platforms(image, manifest)
 }
 
-func (r Rescan) repository(cluster fleet.Cluster, app fleet.App) (name.Repository, error) {
+// named is the repository that an image is pulled from.
+func (r Rescan) named(d Deployed) (name.Repository, error) {
 	var parse []name.Option
 	if r.PlainHTTP {
 		parse = append(parse, name.Insecure)
 	}
-	repository, err := name.NewRepository(cluster.ImageRegistry+"/"+app.Repository, parse...)
+	repository, err := name.NewRepository(d.repository, parse...)
 	if err != nil {
-		return name.Repository{}, fmt.Errorf("the repository of %s in %s: %w", app.Name, cluster.Name, err)
+		return name.Repository{}, fmt.Errorf("the repository of %s in %s: %w", d.App, d.Cluster, err)
 	}
 	return repository, nil
 }

@@ -162,6 +162,36 @@ belgium omnivision-ui clean`
 	}
 }
 
+// A component is looked at once, where every cluster pulls it from, if any cluster lists it.
+func TestComponentsThatRunAreLookedAt(t *testing.T) {
+	w, s := newWorld(t), &scanner{result: clean}
+	gate := push(t, index(t), w.oregon+"/ours/gate")
+	for _, component := range []string{"gate", "logs"} {
+		w.tree["components/"+component+"/kustomization.yaml"] = &fstest.MapFile{Data: fmt.Appendf(nil, "resources: []\nimages:\n  - {name: %s/ours/%s, newTag: \"0.1.0-60\", digest: %q}\n", w.oregon, component, gate)}
+	}
+	for _, cluster := range []string{"oregon", "belgium"} {
+		w.tree["infrastructure/"+cluster+"/kustomization.yaml"] = &fstest.MapFile{Data: []byte("resources: [application.yaml]\n")}
+		w.tree["infrastructure/"+cluster+"/application.yaml"] = &fstest.MapFile{Data: []byte(`apiVersion: argoproj.io/v1alpha1
+kind: Application
+metadata: {name: gate, namespace: argocd}
+spec:
+  project: default
+  source: {repoURL: "https://forge.example/omnivision/gitops.git", path: components/gate, targetRevision: main}
+  destination: {server: "https://kubernetes.default.svc", namespace: gate}
+`)}
+	}
+	report, err := Rescan{Scanner: s, PlainHTTP: true, Programs: []string{"omnivision-worker", "gate", "logs", "newer"}}.Run(t.Context(), w.tree, func(string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := statuses(report); !strings.HasSuffix(got, "belgium omnivision-ui clean\nevery cluster gate clean") || report.Deployed[4].Tag != "0.1.0-60" {
+		t.Errorf("the report is\n%s", got)
+	}
+	if len(s.asked) != 3 || s.asked[2] != "gate linux/amd64 linux/arm64" {
+		t.Errorf("scanned were %q", s.asked)
+	}
+}
+
 func TestVulnerableImageIsNamedInEveryClusterThatRunsIt(t *testing.T) {
 	report := newWorld(t).run(t, &scanner{result: clean, errors: map[string]error{"omnivision-worker": vulnerable}})
 	want := `oregon omnivision-worker vulnerable

@@ -26,6 +26,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/omnivision/omnivision/internal/tooltime"
 )
 
 // DefaultMaxAge is how old the database may be. It is published every six hours.
@@ -313,7 +315,10 @@ func (s Scanner) run(ctx context.Context, dir string, args ...string) ([]byte, e
 	cmd.Env = append(cmd.Env, lent(dir)...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err = cmd.Run(); err == nil {
+	waited := tooltime.Begin(ctx, "Trivy")
+	err = cmd.Run()
+	waited()
+	if err == nil {
 		return stdout.Bytes(), nil
 	}
 	if cause := context.Cause(ctx); cause != nil {

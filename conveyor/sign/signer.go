@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/omnivision/omnivision/conveyor/verify"
+	"github.com/omnivision/omnivision/internal/tooltime"
 )
 
 // payloadType is that of in-toto statements.
@@ -75,7 +76,9 @@ func Keyless(ctx context.Context, services Services, token string) (*Signer, err
 		return nil, fmt.Errorf("making a key for one release: %w", err)
 	}
 	provider := sign.NewFulcio(&sign.FulcioOptions{BaseURL: fulcio.URL, Timeout: serviceTimeout, Retries: retries, Transport: services.Transport})
+	waited := tooltime.Begin(ctx, "Sigstore")
 	der, err := provider.GetCertificate(ctx, keypair, &sign.CertificateProviderOptions{IDToken: token})
+	waited()
 	if err != nil {
 		return nil, fmt.Errorf("getting a certificate from %s: %w", fulcio.URL, err)
 	}
@@ -199,6 +202,11 @@ func (s *Signer) sign(ctx context.Context, statement []byte) ([]byte, error) {
 		return nil, err
 	}
 	options.Context = ctx
+	if options.CertificateProvider != nil {
+		// The log's client takes no transport, so that all of it is counted as the
+		// witnesses' time; the signature itself takes a thousandth of that.
+		defer tooltime.Begin(ctx, "Sigstore")()
+	}
 	signed, err := sign.Bundle(&sign.DSSEData{Data: statement, PayloadType: payloadType}, s.keypair, options)
 	if err != nil {
 		return nil, err

@@ -179,7 +179,7 @@ func (g Getter) buildable(t Tool, a Archive) error {
 	if where == "" {
 		where = "a release for " + g.Platform
 	}
-	return fmt.Errorf("no checksum is pinned for %s, so %s %s is not downloaded: put its SHA-256 into %s, name a checkout of the source with --source to compile it from, or install it in PATH", where, t.Name, t.Version, File)
+	return fmt.Errorf("no checksum is pinned for %s, so %s %s is not downloaded: fill in the SHA-256 that the project signed for it in %s (docs/workflows.md, Tools), name a checkout of the source with --source to compile it from, or install it in PATH", where, t.Name, t.Version, File)
 }
 
 // place makes the folder with the program in it appear at once: a kill leaves none, and

@@ -14,6 +14,8 @@ import (
 	"os/exec"
 	"strings"
 	"time"
+
+	"github.com/omnivision/omnivision/internal/tooltime"
 )
 
 // Git works in one directory.
@@ -106,7 +108,9 @@ func (g Git) Feed(ctx context.Context, input string, args ...string) (string, er
 	cmd.Stdin = strings.NewReader(input)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	waited := tooltime.Begin(ctx, "git")
 	err := cmd.Run()
+	waited()
 	if err == nil {
 		return stdout.String(), nil
 	}

@@ -34,11 +34,12 @@ type Base struct {
 }
 
 // Bases are the base images that the Dockerfiles name. A test compares.
-var Bases = []string{golangReference, distrolessReference}
+var Bases = []string{golangReference, distrolessReference, gitReference}
 
 const (
 	golangReference     = "docker.io/library/golang:1.26.8-bookworm"
 	distrolessReference = "gcr.io/distroless/base-nossl-debian12:nonroot"
+	gitReference        = "docker.io/alpine/git:v2.54.0"
 )
 
 // ObtainBase returns a base image: upstream's own where its registry can be reached,
@@ -89,6 +90,8 @@ func baseRecipes(reference string) ([]Recipe, error) {
 		return []Recipe{golang()}, nil
 	case distrolessReference:
 		return []Recipe{distroless("amd64"), distroless("arm64")}, nil
+	case gitReference:
+		return []Recipe{git("amd64"), git("arm64")}, nil
 	}
 	return nil, fmt.Errorf("no base image can be made for %s, only for %s", reference, strings.Join(Bases, ", "))
 }
@@ -130,6 +133,20 @@ func distroless(arch string) Recipe {
 		config: v1.Config{
 			User: "65532", WorkingDir: "/home/nonroot",
 			Env: []string{defaultPath, "SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt"},
+		},
+	}
+}
+
+// git is Debian's, where upstream's is Alpine's.
+func git(arch string) Recipe {
+	return Recipe{
+		Reference:  gitReference,
+		Made:       "git of Debian " + suite,
+		Substitute: "the base image alpine/git is git of Debian " + suite + " with what it needs, instead of Alpine's 2.54",
+		base:       "git-" + arch, arch: arch,
+		fill: func(f *filler) error { return f.err },
+		config: v1.Config{
+			WorkingDir: "/git", Entrypoint: []string{"git"}, Cmd: []string{"--help"}, Env: []string{defaultPath},
 		},
 	}
 }

@@ -4,12 +4,12 @@ import (
 	"context"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	conveyorbuild "github.com/omnivision/omnivision/conveyor/build"
 	"github.com/omnivision/omnivision/conveyor/release"
 )
 
@@ -26,16 +26,19 @@ func TestBasesAreThoseOfTheDockerfiles(t *testing.T) {
 	for _, app := range apps.Apps { // what the fleet's conveyor builds
 		files = append(files, filepath.Join(checkout, app.Dockerfile))
 	}
-	named := regexp.MustCompile(`(?m)^ARG (?:GO|BASE)_IMAGE=(\S+)$`)
 	var all []string
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, match := range named.FindAllStringSubmatch(string(text), -1) {
-			if !slices.Contains(all, match[1]) {
-				all = append(all, match[1])
+		bases, err := conveyorbuild.Bases(text, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, base := range bases {
+			if !slices.Contains(all, base.Name) {
+				all = append(all, base.Name)
 			}
 		}
 	}

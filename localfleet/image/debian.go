@@ -129,6 +129,10 @@ func buildSets(arch string) []packageSet {
 			Include: []string{"libc6", "ca-certificates", "base-files", "base-passwd", "netbase", "tzdata"},
 			Exclude: installers,
 			Users:   []user{{"nonroot", 65532, 65532, "/home/nonroot"}},
+		}, packageSet{
+			Name: "git-" + arch, Arch: arch, Listed: true,
+			Include: []string{"git", "ca-certificates", "dash", "base-files", "base-passwd"},
+			Exclude: installers,
 		})
 	}
 	return sets

@@ -12,6 +12,7 @@ import (
 	"helm.sh/helm/v4/pkg/registry"
 	"oras.land/oras-go/v2/errdef"
 
+	"github.com/omnivision/omnivision/internal/tooltime"
 	"github.com/omnivision/omnivision/plan/render"
 )
 
@@ -141,7 +142,7 @@ func (r *Registry) client(ctx context.Context) (*registry.Client, error) {
 	if next == nil {
 		next = registry.NewTransport(false)
 	}
-	options := []registry.ClientOption{registry.ClientOptHTTPClient(&http.Client{Transport: bound{ctx, next}})}
+	options := []registry.ClientOption{registry.ClientOptHTTPClient(&http.Client{Transport: bound{ctx, tooltime.Transport("registry", next)}})}
 	if r.PlainHTTP {
 		options = append(options, registry.ClientOptPlainHTTP())
 	}

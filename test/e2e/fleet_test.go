@@ -150,10 +150,13 @@ func TestFleet(t *testing.T) {
 		{"BrokenCommit", testBrokenCommit},
 		{"SecondUpIsRefused", testSecondUpIsRefused},
 		{"KilledArgoCD", testKilledArgoCD},
+		{"PlanIsArgoCDs", testPlanIsArgoCDs},
+		{"LoseWebhook", testLoseWebhook},
 		{"DeletedCRDComesBack", testDeletedCRD},
 		{"XidReachesWorkerAndPrometheus", testXid},
 		{"BrokenGPULeavesItsNode", testBrokenGPU},
 		{"ExistingClusters", testExistingClusters},
+		{"LostWebhookIsMadeUpFor", testLostWebhookIsMadeUpFor},
 		{"NothingIsLostOrDoubled", testNumberedWriter}, // kills a node
 		{"RebootedMachine", testReboot},
 		{"PushReleases", testPushReleases},
