@@ -184,7 +184,7 @@ func TestPersonsNoDoesNotKeepAQuarantinedImage(t *testing.T) {
 // N+1 lands while the canary of N is on its way here, and N waits to be merged further on.
 func TestNewerReleaseSupersedesCanaryAndWave(t *testing.T) {
 	v, one, second := two()
-	third := fleet.Release{Tag: "0.1.0-3", Digest: "sha256:3"}
+	third := fleet.Release{Tag: "0.1.0-9", Digest: "sha256:9"}
 	v.Here[simulatedApp] = Rollout{Name: "worker", Phase: Progressing, Spec: second, Stable: one}
 	app := v.Git.Apps[simulatedApp]
 	app.Pulls = []Pull{{
@@ -210,7 +210,7 @@ func TestNewerReleaseSupersedesCanaryAndWave(t *testing.T) {
 			t.Errorf("decided is %v", a)
 		}
 	}
-	if want := releaseBranch(simulatedApp, 2) + ": Superseded: 0.1.0-3 is on its way to a already, and comes here when it has soaked."; len(withdrawn) != 1 || withdrawn[0] != want {
+	if want := releaseBranch(simulatedApp, 2) + ": Superseded: 0.1.0-9 is on its way to a already, and comes here when it has soaked."; len(withdrawn) != 1 || withdrawn[0] != want {
 		t.Errorf("withdrawn is %q", withdrawn)
 	}
 }
