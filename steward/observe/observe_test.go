@@ -33,6 +33,11 @@ func digest(d string) string { return "sha256:" + strings.Repeat(d, 64) }
 // start watches a fake API server with the objects of a file.
 func start(t *testing.T, file string, drain *Hardware, edits ...func([]*unstructured.Unstructured)) (*Cluster, *fake.FakeDynamicClient) {
 	t.Helper()
+	return startWith(t, file, Options{Drain: drain}, edits...)
+}
+
+func startWith(t *testing.T, file string, o Options, edits ...func([]*unstructured.Unstructured)) (*Cluster, *fake.FakeDynamicClient) {
+	t.Helper()
 	data, err := os.ReadFile(filepath.Join("testdata", file))
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +64,8 @@ func start(t *testing.T, file string, drain *Hardware, edits ...func([]*unstruct
 	client := fake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
 		rollouts: "RolloutList", analysisRuns: "AnalysisRunList", applications: "ApplicationList", replicaSets: "ReplicaSetList", pods: "PodList", nodes: "NodeList",
 	}, all...)
-	c, err := New(client, Options{Name: "cluster-aws", Namespace: "omnivision", ArgoCD: "argocd", Drain: drain})
+	o.Name, o.Namespace, o.ArgoCD = "cluster-aws", "omnivision", "argocd"
+	c, err := New(client, o)
 	if err != nil {
 		t.Fatal(err)
 	}
