@@ -90,6 +90,8 @@ type stage struct {
 	random *rand.Rand
 
 	repo, source  forge.Repository
+	commit        func(r fleet.Release) string // makes the commit that a release is built from
+	sources       map[fleet.Release]string
 	remote        propose.Remote
 	cluster       dynamic.Interface
 	args          []string
@@ -104,9 +106,9 @@ type stage struct {
 func newStage(t *testing.T, random *rand.Rand) *stage {
 	server := forgeInstance.Server(t)
 	api := apiservertest.Start(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 12*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
-	s := &stage{t: t, ctx: ctx, random: random, good: workerBuild(1)}
+	s := &stage{t: t, ctx: ctx, random: random, good: workerBuild(1), sources: map[fleet.Release]string{}}
 
 	must(t, server.EnsureOrganisation(ctx, "omnivision"))
 	open := func(name, dir string) forge.Repository {
@@ -119,8 +121,15 @@ func newStage(t *testing.T, random *rand.Rand) *stage {
 		return repo
 	}
 	sourceDir := t.TempDir()
-	must(t, os.WriteFile(filepath.Join(sourceDir, "README.md"), []byte("The source.\n"), 0o644))
-	s.repo, s.source = open("omnivision-gitops", s.tree()), open("omnivision", sourceDir)
+	s.commit = func(r fleet.Release) string {
+		must(t, os.WriteFile(filepath.Join(sourceDir, "version"), []byte(r.Tag+"\n"), 0o644))
+		s.source = open("omnivision", sourceDir)
+		head, err := s.source.Head(ctx, "main")
+		must(t, err)
+		return head
+	}
+	s.repo = open("omnivision-gitops", s.tree())
+	s.commit(s.good)
 	must(t, s.repo.Protect(ctx, "main", forge.Protection{UpToDate: true}))
 	s.remote = propose.Remote{URL: server.URL() + "omnivision/omnivision-gitops.git", Token: forge.TokenFile(server.TokenFile("fleet"))}
 
@@ -320,10 +329,9 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // release brings a build to the first wave as the conveyor does, and returns the commit on main.
 func (s *stage) release(r fleet.Release) string {
 	s.t.Helper()
-	source, err := s.source.Head(s.ctx, "main")
-	must(s.t, err)
+	s.sources[r] = s.commit(r)
 	p := &propose.Proposer{Forge: s.repo, Remote: s.remote, Base: "main"}
-	result, err := p.Propose(s.ctx, propose.Request{App: worker, Wave: 1, Release: r, Time: time.Now(), Text: propose.Text{Facts: []propose.Fact{{Name: propose.SourceFact, Value: source}}}})
+	result, err := p.Propose(s.ctx, propose.Request{App: worker, Wave: 1, Release: r, Time: time.Now(), Text: propose.Text{Facts: []propose.Fact{{Name: propose.SourceFact, Value: s.sources[r]}}}})
 	must(s.t, err)
 	var merged string
 	until(s.t, s.ctx, "the merge of "+r.Tag, func() bool {
@@ -405,9 +413,7 @@ func (s *stage) pull(branch string) (forge.PullRequest, error) {
 
 // told holds that both repositories' commits and the chat heard of it, with the link.
 func (s *stage) told(r fleet.Release, commit string, state forge.StatusState, word, link string) error {
-	source, err := s.source.Head(s.ctx, "main")
-	must(s.t, err)
-	for sha, repo := range map[string]forge.Repository{commit: s.repo, source: s.source} {
+	for sha, repo := range map[string]forge.Repository{commit: s.repo, s.sources[r]: s.source} {
 		statuses, err := repo.Statuses(s.ctx, sha)
 		must(s.t, err)
 		if !slices.ContainsFunc(statuses, func(st forge.Status) bool {
