@@ -468,19 +468,17 @@ metadata:
 status: {phase: Failed, completedAt: %[2]q, metricResults: [{name: worker-cuda-errors, phase: Failed}]}
 `, hash(r), ago(0)))
 	}
-	generation := s.put("argoproj.io", "rollouts", fmt.Sprintf(`
+	rollout := func(status string) string {
+		return fmt.Sprintf(`
 apiVersion: argoproj.io/v1alpha1
 kind: Rollout
 metadata: {name: worker, namespace: omnivision}
 spec: {strategy: {canary: {steps: [{setWeight: 5}]}}, template: {spec: {containers: [{name: worker, image: "%s"}]}}}
-`, image(r)))
-	s.put("argoproj.io", "rollouts", fmt.Sprintf(`
-apiVersion: argoproj.io/v1alpha1
-kind: Rollout
-metadata: {name: worker, namespace: omnivision}
-spec: {strategy: {canary: {steps: [{setWeight: 5}]}}, template: {spec: {containers: [{name: worker, image: "%s"}]}}}
-status: %s, observedGeneration: "%d", currentPodHash: %s, stableRS: %s}
-`, image(r), status, generation, hash(r), stable))
+%s
+`, image(r), status)
+	}
+	generation := s.put("argoproj.io", "rollouts", rollout(""))
+	s.put("argoproj.io", "rollouts", rollout(fmt.Sprintf(`status: %s, observedGeneration: "%d", currentPodHash: %s, stableRS: %s}`, status, generation, hash(r), stable)))
 }
 
 // put makes an object be so, its status included, and returns its generation.

@@ -67,11 +67,11 @@ func (l *Logs) fromLoki(ctx context.Context, c canary) ([]steward.LogLine, error
 	entries, err := l.Loki.Query(ctx, query, c.from, c.to, readLines, true)
 	switch {
 	case ctx.Err() != nil:
-		return nil, fmt.Errorf("Loki did not answer within %s", lokiPatience)
+		return nil, fmt.Errorf("no answer of Loki within %s", lokiPatience)
 	case err != nil:
 		return nil, err
 	case len(entries) == 0:
-		return nil, errors.New("Loki has no lines of these Pods")
+		return nil, errors.New("no lines of these Pods in Loki")
 	}
 	var lines []steward.LogLine
 	for _, e := range entries {

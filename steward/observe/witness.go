@@ -82,7 +82,7 @@ func (c *Cluster) windows(ctx context.Context, s *snapshot, rollout *unstructure
 	if run == nil || c.options.Prometheus == "" {
 		return nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, windowPatience, fmt.Errorf("Prometheus did not answer within %s", windowPatience))
+	ctx, cancel := context.WithTimeoutCause(ctx, windowPatience, fmt.Errorf("no answer of Prometheus within %s", windowPatience))
 	defer cancel()
 	windows := map[string]steward.Window{}
 	for _, m := range abort.Evidence.Metrics {

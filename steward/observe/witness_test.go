@@ -97,7 +97,7 @@ func TestLogLinesOfTheAbortedCanary(t *testing.T) {
 		{"trouble before what is newer", lokiSays(t, manyLines...), podsSay, "Loki", []string{"CUDA error: Xid 31", "generated 71", "generated 99"}, 30, nil},
 		{"Loki is down", down, podsSay, "the Kubernetes API", []string{`"Xid 31 before the restart","token":(masked)`, `"Xid 31 now","token":(masked)`}, 2, nil},
 		{"Loki has none", lokiSays(t), podsSay, "the Kubernetes API", []string{"before the restart", "now"}, 2, nil},
-		{"nobody has any", lokiSays(t), down, "", nil, 0, []string{"Loki has no lines", "reading the logs of Pod omnivision-worker-bbb-2"}},
+		{"nobody has any", lokiSays(t), down, "", nil, 0, []string{"no lines of these Pods in Loki", "reading the logs of Pod omnivision-worker-bbb-2"}},
 		{"Loki alone, and down", down, nil, "", nil, 0, []string{"502"}},
 		{"nobody is asked", nil, nil, "", nil, 0, nil},
 	} {
