@@ -34,7 +34,11 @@ func (s *story) state() Report {
 	case here.Phase == Degraded:
 		return Report{StateDegraded, oneLine(here.Message)}
 	}
-	return Report{StateProgressing, oneLine(fmt.Sprintf("step %d of %d, weight %d %%", here.Step, here.Steps, here.Weight))}
+	text := fmt.Sprintf("step %d of %d, weight %d %%", here.Step, here.Steps, here.Weight)
+	if here.Pods >= 0 && here.Pods != here.Weight {
+		text += fmt.Sprintf(", effectively %d %%", here.Pods)
+	}
+	return Report{StateProgressing, text}
 }
 
 func (s *story) soak() time.Duration {

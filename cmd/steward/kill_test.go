@@ -106,7 +106,7 @@ type stage struct {
 func newStage(t *testing.T, random *rand.Rand) *stage {
 	server := forgeInstance.Server(t)
 	api := apiservertest.Start(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	t.Cleanup(cancel)
 	s := &stage{t: t, ctx: ctx, random: random, good: workerBuild(1), sources: map[fleet.Release]string{}}
 

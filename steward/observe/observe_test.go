@@ -213,3 +213,26 @@ func set(t *testing.T, u *unstructured.Unstructured, value any, path ...string) 
 }
 
 var getOptions = metav1.GetOptions{}
+
+func TestWeightIsTheShareOfPodsWhereNothingRoutes(t *testing.T) {
+	canary := func(status string, routed bool) func([]*unstructured.Unstructured) {
+		return func(objects []*unstructured.Unstructured) {
+			set(t, objects[0], int64(4), "status", "replicas")
+			set(t, objects[0], int64(1), "status", "updatedReplicas")
+			set(t, objects[0], status, "status", "currentPodHash")
+			if routed {
+				set(t, objects[0], map[string]any{"traefik": map[string]any{}}, "spec", "strategy", "canary", "trafficRouting")
+			}
+		}
+	}
+	for _, test := range []struct {
+		name, current string
+		routed        bool
+		want          int
+	}{{"by Pods", "bbb", false, 25}, {"by requests", "bbb", true, -1}, {"no canary", "aaa", false, -1}} {
+		c, _ := start(t, "aborted.yaml", nil, canary(test.current, test.routed))
+		if r := look(t, c); r.Pods != test.want {
+			t.Errorf("%s: the share is %d, want %d", test.name, r.Pods, test.want)
+		}
+	}
+}
