@@ -27,7 +27,7 @@ func TestAReleaseGoesToTheClustersOfAWaveOrToAComponent(t *testing.T) {
 		"an app's second wave": {"omnivision-ui", 2, 2, "cluster-gcp", "apps/omnivision-ui/cluster-gcp.yaml", f.Clusters[0].ImageRegistry + "/omnivision-ui"},
 		"the gate":             {"omnivision-gate", 0, 0, "cluster-aws cluster-gcp", "components/gate/manifests/kustomization.yaml", "ghcr.io/omnivision/omnivision-gate"},
 		"the steward":          {"omnivision-steward", 0, 0, "cluster-aws cluster-gcp", "components/steward/manifests/kustomization.yaml", "ghcr.io/omnivision/omnivision-steward"},
-		"the logs' driver":     {"podlogs", 0, 0, "cluster-aws cluster-gcp", "components/podlogs/manifests/kustomization.yaml", "ghcr.io/omnivision/podlogs"},
+		"the logs' driver":     {"omnivision-podlogs", 0, 0, "cluster-aws cluster-gcp", "components/podlogs/manifests/kustomization.yaml", "ghcr.io/omnivision/omnivision-podlogs"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			target, err := f.Target(tree, test.app, test.wave)
@@ -111,7 +111,7 @@ func TestWhatAReleaseCannotReachIsSaid(t *testing.T) {
 	}{
 		"an unknown name":       {"omnivision-wroker", 0, "it has omnivision-worker, omnivision-ui; and no component has an image of this name among omnivision-gate, omnivision-gate, podlogs"},
 		"two of a name":         {"omnivision-gate", 0, "both have an image called omnivision-gate"},
-		"a component in a wave": {"podlogs", 1, "leave out wave 1"},
+		"a component in a wave": {"omnivision-podlogs", 1, "leave out wave 1"},
 		"an empty wave":         {"omnivision-ui", 7, "has no cluster in wave 7"},
 	} {
 		if target, err := f.Target(tree, test.app, test.wave); err == nil || !strings.Contains(err.Error(), test.want) {
@@ -121,7 +121,7 @@ func TestWhatAReleaseCannotReachIsSaid(t *testing.T) {
 	if names := f.appNames(); !slices.Contains(strings.Split(names, ", "), "omnivision-ui") {
 		t.Errorf("the apps are %q", names)
 	}
-	target, err := f.Target(tree, "podlogs", 0)
+	target, err := f.Target(tree, "omnivision-podlogs", 0)
 	if err != nil {
 		t.Fatal(err)
 	}

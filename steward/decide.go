@@ -19,6 +19,8 @@ const (
 	// LostAfter is how long beyond its soak time a cluster may be silent before the failure
 	// budget covers it.
 	LostAfter = time.Hour
+	// LinkWithin is how long the news of an abort wait for the pull request that answers it.
+	LinkWithin = time.Minute
 )
 
 // Decide says what there is to do, the most urgent first. It is the whole protocol: it asks
@@ -30,7 +32,8 @@ func Decide(v View) []Action {
 		if _, ok := a.git.Wanted[v.Cluster]; !ok {
 			continue // Git does not know this cluster
 		}
-		actions = slices.Concat(actions, a.takeBack(), a.tend(), a.promote(), a.repair(), a.report())
+		back := a.takeBack()
+		actions = slices.Concat(actions, back, a.tend(), a.promote(), a.repair(), a.report(back))
 	}
 	return actions
 }
@@ -54,7 +57,7 @@ func (v View) of(app fleet.App) *story {
 		s.condemned[entry.Digest] = true
 	}
 	for _, pull := range s.git.Pulls {
-		if pull.Kind == Revert && pull.State == forge.Open {
+		if pull.Kind == Revert && pull.State == forge.Open && !s.lifted(pull) {
 			s.condemned[pull.Release.Digest] = true
 		}
 	}

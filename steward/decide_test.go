@@ -24,7 +24,7 @@ func two() (v View, one, second fleet.Release) {
 	wants := func(r fleet.Release, before ...Landing) Wanted {
 		return Wanted{Release: r, Commit: "m", Since: noon.Add(-3 * time.Hour), Before: before, Report: Report{StateSoaked, "since"}}
 	}
-	was := Landing{one, "m0"}
+	was := Landing{Release: one, Commit: "m0"}
 	return View{
 		Now: noon, Cluster: "a",
 		Here: map[string]Rollout{simulatedApp: {Name: "worker", Phase: Healthy, Spec: second, Stable: second, HealthySince: noon.Add(-time.Hour)}},
@@ -178,5 +178,179 @@ func TestPersonsNoDoesNotKeepAQuarantinedImage(t *testing.T) {
 	v.Now = noon.Add(ReopenAfter)
 	if found := proposals(v); len(found) != 1 || found[0].Entry != nil || found[0].Set["a"] != one || found[0].Set["b"] != one {
 		t.Errorf("later proposed is %+v", found)
+	}
+}
+
+// N+1 lands while the canary of N is on its way here, and N waits to be merged further on.
+func TestNewerReleaseSupersedesCanaryAndWave(t *testing.T) {
+	v, one, second := two()
+	third := fleet.Release{Tag: "0.1.0-9", Digest: "sha256:9"}
+	v.Here[simulatedApp] = Rollout{Name: "worker", Phase: Progressing, Spec: second, Stable: one}
+	app := v.Git.Apps[simulatedApp]
+	app.Pulls = []Pull{{
+		Number: 4, Branch: releaseBranch(simulatedApp, 2), Kind: Release, Wave: 2, Release: second, State: forge.Open, Fresh: true,
+		Wants: map[string]fleet.Release{"a": second, "b": second, "c": second},
+	}}
+	for _, name := range []string{"a", "b"} {
+		w := app.Wanted[name]
+		w.Release, w.Before, w.Report = third, append([]Landing{{Release: second, Commit: "m"}}, w.Before...), Report{}
+		app.Wanted[name] = w
+	}
+	v.Git.Apps[simulatedApp] = app
+	var withdrawn []string
+	for _, a := range Decide(v) {
+		switch a := a.(type) {
+		case Withdraw:
+			withdrawn = append(withdrawn, a.Pull.Branch+": "+a.Reason)
+		case Tell:
+			if a.Release != third || a.Report.State != StateWaiting {
+				t.Errorf("told is %v", a)
+			}
+		default:
+			t.Errorf("decided is %v", a)
+		}
+	}
+	if want := releaseBranch(simulatedApp, 2) + ": Superseded: 0.1.0-9 is on its way to a already, and comes here when it has soaked."; len(withdrawn) != 1 || withdrawn[0] != want {
+		t.Errorf("withdrawn is %q", withdrawn)
+	}
+}
+
+func TestLiftClosesTheRevertThatIsOpen(t *testing.T) {
+	v, _, second := two()
+	app := v.Git.Apps[simulatedApp]
+	pull := Pull{
+		Number: 3, Branch: RevertBranch(simulatedApp, second.Digest), Kind: Revert, Release: second, State: forge.Open, Created: noon,
+		Entry: &fleet.Quarantined{Digest: second.Digest, Cluster: "c"},
+	}
+	for _, test := range []struct {
+		name   string
+		lifted time.Time // zero is never
+		live   bool      // the Rollout is aborted
+		want   string
+	}{
+		{"never lifted", time.Time{}, false, "propose"},
+		{"lifted before it was opened", noon.Add(-time.Hour), false, "propose"},
+		{"lifted while it was open", noon.Add(time.Minute), false, "withdraw"},
+		{"lifted while the canary is aborted still", noon.Add(time.Minute), true, "withdraw"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			v.Git.Lifted = map[string]time.Time{}
+			if !test.lifted.IsZero() {
+				v.Git.Lifted[second.Digest] = test.lifted
+			}
+			app.Pulls = []Pull{pull}
+			v.Git.Apps[simulatedApp] = app
+			here := v.Here[simulatedApp]
+			here.Aborts = nil
+			if test.live {
+				here.Aborts = []Abort{{Release: second, At: noon, Live: true}}
+			}
+			v.Here[simulatedApp] = here
+			got := ""
+			for _, a := range Decide(v) {
+				switch a := a.(type) {
+				case Propose:
+					if a.Kind == Revert {
+						got += "propose"
+					}
+				case Withdraw:
+					got += "withdraw"
+				}
+			}
+			if got != test.want {
+				t.Errorf("decided to %q, want %q", got, test.want)
+			}
+		})
+	}
+	// After it is closed the release goes on as if nothing had been.
+	pull.State, pull.Withdrawn = forge.Closed, true
+	v.Here[simulatedApp] = Rollout{Name: "worker", Phase: Healthy, Spec: second, Stable: second, HealthySince: noon.Add(-time.Hour)}
+	app.Pulls = []Pull{pull}
+	v.Git.Apps[simulatedApp] = app
+	if found := proposals(v); len(found) != 1 || found[0].Kind != Release {
+		t.Errorf("proposed is %+v", found)
+	}
+}
+
+func TestNewsOfAnAbortWaitForTheLink(t *testing.T) {
+	v, one, second := two()
+	v.Here[simulatedApp] = Rollout{Name: "worker", Phase: Degraded, Spec: second, Stable: one, Aborts: []Abort{{Release: second, At: noon, Live: true, Evidence: Evidence{Reason: "Xid 31"}}}}
+	tells := func() (found []Tell) {
+		for _, a := range Decide(v) {
+			if tell, ok := a.(Tell); ok {
+				found = append(found, tell)
+			}
+		}
+		return found
+	}
+	if found := tells(); len(found) != 0 {
+		t.Errorf("before there is a pull request told is %v", found)
+	}
+	v.Now = noon.Add(LinkWithin)
+	if found := tells(); len(found) != 1 || found[0].URL != "" || !found[0].Notify || found[0].Report != (Report{StateAborted, "Xid 31"}) {
+		t.Errorf("after a minute without one told is %+v", found)
+	}
+	app := v.Git.Apps[simulatedApp]
+	app.Pulls = []Pull{{Number: 7, URL: "https://git.example.com/pulls/7", Branch: RevertBranch(simulatedApp, second.Digest), Kind: Revert, Release: second, State: forge.Open}}
+	v.Git.Apps[simulatedApp] = app
+	if found := tells(); len(found) != 1 || found[0].URL != app.Pulls[0].URL || !found[0].Notify {
+		t.Errorf("with one told is %+v", found)
+	}
+	w := app.Wanted["a"]
+	w.Report = Report{StateAborted, "Xid 31"}
+	app.Wanted["a"] = w
+	if found := tells(); len(found) != 1 || found[0].URL != app.Pulls[0].URL || found[0].Notify {
+		t.Errorf("what was told without the link is told as %+v", found)
+	}
+	w.Link = app.Pulls[0].URL
+	app.Wanted["a"] = w
+	if found := tells(); len(found) != 0 {
+		t.Errorf("what was told is told again: %+v", found)
+	}
+}
+
+// The steward was killed between the merge of the answer and the news of it.
+func TestAbortThatWasNotToldBeforeTheMergeIsToldAfterIt(t *testing.T) {
+	v, one, second := two()
+	v.Git.Quarantine = fleet.Quarantine{{Digest: second.Digest, Cluster: "b"}}
+	v.Here[simulatedApp] = Rollout{Name: "worker", Phase: Healthy, Spec: one, Stable: one, HealthySince: noon}
+	for _, name := range []string{"a", "b"} {
+		w := v.Git.Apps[simulatedApp].Wanted[name]
+		w.Release, w.Before, w.Report = one, []Landing{{Release: second, Commit: "m2", Report: Report{StateProgressing, "step 1"}}, {Release: one, Commit: "m1"}}, Report{StateHealthy, "since 2026-11-27T12:00:00Z"}
+		v.Git.Apps[simulatedApp].Wanted[name] = w
+	}
+	late := func() (found []Tell) {
+		for _, a := range Decide(v) {
+			if tell, ok := a.(Tell); ok && tell.Commit == "m2" {
+				found = append(found, tell)
+			}
+		}
+		return found
+	}
+	if found := late(); len(found) != 1 || found[0].Report != (Report{StateAborted, "taken back: its canary in b was aborted"}) || found[0].Notify {
+		t.Errorf("of another cluster's abort told is %+v", found)
+	}
+	here := v.Here[simulatedApp]
+	here.Aborts = []Abort{{Release: second, At: noon, Evidence: Evidence{Reason: "Xid 31"}}}
+	v.Here[simulatedApp] = here
+	if found := late(); len(found) != 1 || found[0].Report != (Report{StateAborted, "Xid 31"}) || !found[0].Notify {
+		t.Errorf("of this cluster's abort told is %+v", found)
+	}
+	v.Git.Apps[simulatedApp].Wanted["a"].Before[0].Report = Report{StateAborted, "Xid 31"}
+	if found := late(); len(found) != 0 {
+		t.Errorf("what was told is told again: %+v", found)
+	}
+}
+
+func TestReportShowsTheEffectiveWeight(t *testing.T) {
+	v, one, second := two()
+	for _, test := range []struct {
+		pods int
+		want string
+	}{{25, "step 1 of 4, weight 5 %, effectively 25 %"}, {5, "step 1 of 4, weight 5 %"}, {-1, "step 1 of 4, weight 5 %"}} {
+		v.Here[simulatedApp] = Rollout{Name: "worker", Phase: Progressing, Spec: second, Stable: one, Step: 1, Steps: 4, Weight: 5, Pods: test.pods}
+		if got := v.of(v.Git.Fleet.Apps[0]).state(); got != (Report{StateProgressing, test.want}) {
+			t.Errorf("with %d %% of the Pods the report is %v", test.pods, got)
+		}
 	}
 }

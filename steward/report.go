@@ -2,6 +2,7 @@ package steward
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,7 +34,11 @@ func (s *story) state() Report {
 	case here.Phase == Degraded:
 		return Report{StateDegraded, oneLine(here.Message)}
 	}
-	return Report{StateProgressing, oneLine(fmt.Sprintf("step %d of %d, weight %d %%", here.Step, here.Steps, here.Weight))}
+	text := fmt.Sprintf("step %d of %d, weight %d %%", here.Step, here.Steps, here.Weight)
+	if here.Pods >= 0 && here.Pods != here.Weight {
+		text += fmt.Sprintf(", effectively %d %%", here.Pods)
+	}
+	return Report{StateProgressing, text}
 }
 
 func (s *story) soak() time.Duration {
@@ -45,21 +50,31 @@ func (s *story) soak() time.Duration {
 	return fleet.DefaultSoak
 }
 
-// report tells what has changed.
-func (s *story) report() []Action {
+// report tells what has changed. Of an abort it tells when there is the pull request to link
+// to, which this step may be about to open.
+func (s *story) report(back []Action) []Action {
 	if s.wanted.Empty() || s.here.Name == "" {
 		return nil
 	}
 	var actions []Action
-	now := s.state()
-	if now != trimmed(s.wanted.Report, now) {
+	now, link := s.state(), s.link(s.wanted.Release)
+	changed := now != trimmed(s.wanted.Report, now)
+	if (changed || link != "" && link != s.wanted.Link) && !(now.State == StateAborted && s.answering(back)) {
 		actions = append(actions, Tell{
 			App: s.app.Name, Cluster: s.Cluster, Release: s.wanted.Release, Commit: s.wanted.Commit, Source: s.git.Sources[s.wanted.Digest],
-			Report: now, URL: s.link(s.wanted.Digest), Notify: now.State != s.wanted.Report.State && now.State.news(),
+			Report: now, URL: link, Notify: now.State != s.wanted.Report.State && now.State.news(),
 		})
 	}
 	actions = append(actions, s.lateAborts()...)
 	return append(actions, s.done(now)...)
+}
+
+// answering reports whether this step opens the pull request of a fresh abort.
+func (s *story) answering(back []Action) bool {
+	branch := RevertBranch(s.app.Name, s.wanted.Digest)
+	opens := slices.ContainsFunc(back, func(a Action) bool { p, ok := a.(Propose); return ok && p.Branch == branch })
+	abort := s.abortOf(s.wanted.Digest)
+	return opens && s.open(branch) == nil && abort != nil && s.Now.Sub(abort.At) < LinkWithin
 }
 
 // trimmed allows for what a forge cut off.
@@ -75,31 +90,58 @@ func (s State) news() bool {
 	return s == StateAborted || s == StatePaused || s == StateDegraded || s == StateHealthy
 }
 
-// lateAborts tells of canaries that were aborted while nobody looked and that Git wants no
-// more: their commits would say for ever that they are on their way.
+// lateAborts tells of canaries that Git wants no more and that nobody told of: their commits
+// would say for ever that they are on their way. The steward did not look when they were
+// aborted, or was killed between the merge of the answer and the news of it.
 func (s *story) lateAborts() []Action {
 	var actions []Action
-	for _, abort := range s.here.Aborts {
-		if abort.Digest == s.wanted.Digest || !s.unanswered(abort) || s.latest(RevertBranch(s.app.Name, abort.Digest)) != nil {
-			continue // the one who opened its pull request told it
+	told := map[fleet.Release]bool{s.wanted.Release: true}
+	for _, landing := range s.wanted.Before {
+		if told[landing.Release] || landing.Report.State == StateAborted {
+			told[landing.Release] = true
+			continue
 		}
-		for _, landing := range s.wanted.Before {
-			if landing.Release == abort.Release {
-				actions = append(actions, Tell{App: s.app.Name, Cluster: s.Cluster, Release: abort.Release, Commit: landing.Commit, Source: s.git.Sources[abort.Digest], Report: Report{StateAborted, oneLine(abort.Evidence.Reason)}, URL: s.link(abort.Digest)})
-				break
-			}
+		told[landing.Release] = true
+		if reason, notify, ok := s.late(landing.Release); ok {
+			actions = append(actions, Tell{
+				App: s.app.Name, Cluster: s.Cluster, Release: landing.Release, Commit: landing.Commit, Source: s.git.Sources[landing.Digest],
+				Report: Report{StateAborted, oneLine(reason)}, URL: s.link(landing.Release), Notify: notify,
+			})
 		}
 	}
 	return actions
 }
 
-// link is the page of the pull request that takes an image back, if there is one.
-func (s *story) link(digest string) string {
-	if digest == "" {
-		return ""
+// late says why a release that Git wants no more was bad. People are notified of what
+// happened in this cluster, and lately.
+func (s *story) late(r fleet.Release) (reason string, notify, ok bool) {
+	entry, quarantined := s.Git.Quarantine.Find(r.Digest)
+	for _, abort := range s.here.Aborts {
+		if abort.Release != r {
+			continue
+		}
+		fresh := s.Now.Sub(abort.At) < LostAfter
+		// Whoever opened the pull request of one that is not yet on the list told it.
+		if quarantined || s.unanswered(abort) && s.latest(RevertBranch(s.app.Name, r.Digest)) == nil {
+			return abort.Evidence.Reason, quarantined && fresh, true
+		}
 	}
-	if pull := s.latest(RevertBranch(s.app.Name, digest)); pull != nil {
+	return "taken back: its canary in " + entry.Cluster + " was aborted", false, quarantined
+}
+
+// link is the page of the pull request that takes a release back, or else of the one that
+// brought it.
+func (s *story) link(r fleet.Release) string {
+	if pull := s.latest(RevertBranch(s.app.Name, r.Digest)); pull != nil && r.Digest != "" {
 		return pull.URL
+	}
+	for _, cluster := range s.Git.Fleet.Clusters {
+		if cluster.Name != s.Cluster {
+			continue
+		}
+		if pull := s.latest(releaseBranch(s.app.Name, cluster.Wave)); pull != nil && pull.Release == r {
+			return pull.URL
+		}
 	}
 	return ""
 }

@@ -69,13 +69,14 @@ func (s *story) unanswered(a Abort) bool {
 func (s *story) takeBackOne(bad fleet.Release) []Action {
 	branch := RevertBranch(s.app.Name, bad.Digest)
 	pull, abort := s.open(branch), s.abortOf(bad.Digest)
+	if pull != nil && s.lifted(*pull) {
+		// Where the Rollout is still aborted the next step opens one that says so.
+		return s.giveUp(pull, "The quarantine of "+bad.Tag+" was lifted while this was open, and with it the reason to take the image back.")
+	}
 	change, possible := s.change(bad, pull, abort)
 	switch {
 	case possible && len(change.Set) == 0 && change.Entry == nil:
-		if pull == nil || pull.Foreign {
-			return nil
-		}
-		return []Action{Withdraw{*pull, "Git has it already: " + bad.Tag + " is quarantined, and no cluster is told to run it."}}
+		return s.giveUp(pull, "Git has it already: "+bad.Tag+" is quarantined, and no cluster is told to run it.")
 	case !possible || s.refused(branch, abort != nil && abort.Live || change.Entry == nil):
 		return nil
 	case pull == nil || !pull.Foreign && !s.shows(pull, change):
@@ -89,6 +90,21 @@ func (s *story) takeBackOne(bad fleet.Release) []Action {
 		actions = append(actions, Merge{*pull})
 	}
 	return actions
+}
+
+// lifted reports whether a pull request was open already when somebody took its image off
+// the quarantine list: the answer to it, whoever had asked. Both times are the forge's.
+func (s *story) lifted(p Pull) bool {
+	at, ok := s.Git.Lifted[p.Release.Digest]
+	return ok && p.Created.Before(at)
+}
+
+// giveUp closes a pull request that nobody but stewards wrote to.
+func (s *story) giveUp(pull *Pull, reason string) []Action {
+	if pull == nil || pull.Foreign {
+		return nil
+	}
+	return []Action{Withdraw{*pull, reason}}
 }
 
 // change is what takes an image back. It is not possible where no cluster's canary explains

@@ -2,7 +2,9 @@ package steward
 
 import (
 	"fmt"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -15,6 +17,8 @@ const (
 	maxValues = 20
 	maxLines  = 30
 	maxText   = 40_000 // bytes of evidence
+	maxRows   = 12     // of one log line, such as a stack trace
+	maxLogs   = 10_000 // bytes of log lines
 )
 
 // revertText is title, body and date of the pull request that takes an image back. What it
@@ -46,8 +50,39 @@ func evidenceText(cluster string, a Abort) string {
 		metricText(&b, m)
 	}
 	list(&b, "Pods of the canary", a.Evidence.Pods)
-	list(&b, "Log lines", a.Evidence.Logs)
+	logsText(&b, a.Evidence.Logs)
 	return b.String()
+}
+
+// logsText shows what the canary's containers wrote, or says that nobody has it.
+func logsText(b *strings.Builder, l Logs) {
+	switch {
+	case b.Len() > maxText || l.Source == "" && l.Missing == "":
+		return
+	case len(l.Lines) == 0:
+		fmt.Fprintf(b, "\nLog lines of the canary are missing: %s\n", propose.Code(l.Missing))
+		return
+	}
+	fmt.Fprintf(b, "\nLog lines of the canary, from %s:\n\n", l.Source)
+	var lines []string
+	size := 0
+	for _, line := range l.Lines[max(0, len(l.Lines)-maxLines):] {
+		head := fmt.Sprintf("%s %s/%s  ", line.At.UTC().Format("15:04:05.000"), line.Pod, line.Container)
+		rows := strings.Split(line.Text, "\n")
+		for i, row := range rows[:min(len(rows), maxRows)] {
+			if i > 0 {
+				head = "    "
+			}
+			if size += len(row); size > maxLogs {
+				break
+			}
+			lines = append(lines, head+row)
+		}
+		if more := len(rows) - maxRows; more > 0 {
+			lines = append(lines, fmt.Sprintf("    (and %d lines more)", more))
+		}
+	}
+	b.WriteString(propose.Block(lines))
 }
 
 func metricText(b *strings.Builder, m Metric) {
@@ -59,6 +94,7 @@ func metricText(b *strings.Builder, m Metric) {
 		fmt.Fprintf(b, ", %s", propose.Code(m.Message))
 	}
 	b.WriteString("\n\n")
+	windowText(b, m.Window)
 	if len(m.Values) == 0 {
 		return
 	}
@@ -67,6 +103,44 @@ func metricText(b *strings.Builder, m Metric) {
 		fmt.Fprintf(b, "| %s | %s | %s |\n", v.At.UTC().Format(time.RFC3339), cell(v.Value), cell(v.Phase))
 	}
 	b.WriteString("\n")
+}
+
+// windowText draws a window as one line of text.
+func windowText(b *strings.Builder, w Window) {
+	switch {
+	case w.Missing != "":
+		fmt.Fprintf(b, "How it went is missing: %s\n\n", propose.Code(w.Missing))
+	case len(w.Points) > 0:
+		low, high, line := sparkline(w.Points)
+		until := w.From.Add(time.Duration(len(w.Points)-1) * w.Step)
+		fmt.Fprintf(b, "`%s` from %s to %s UTC, a sign for each %s; the lowest is %s, the highest %s.\n\n", line,
+			w.From.UTC().Format(time.TimeOnly), until.UTC().Format(time.TimeOnly), w.Step, number(low), number(high))
+	}
+}
+
+func number(v float64) string { return strconv.FormatFloat(v, 'g', 6, 64) }
+
+// sparkline draws points by eighths of a line's height, and a dot where there is none.
+func sparkline(points []float64) (low, high float64, line string) {
+	low, high = math.Inf(1), math.Inf(-1)
+	for _, p := range points {
+		if !math.IsNaN(p) && !math.IsInf(p, 0) {
+			low, high = min(low, p), max(high, p)
+		}
+	}
+	levels := []rune("▁▂▃▄▅▆▇█")
+	var b strings.Builder
+	for _, p := range points {
+		switch {
+		case math.IsNaN(p) || math.IsInf(p, 0):
+			b.WriteRune('·')
+		case high == low:
+			b.WriteRune(levels[0])
+		default:
+			b.WriteRune(levels[int(math.Round((p-low)/(high-low)*float64(len(levels)-1)))])
+		}
+	}
+	return low, high, b.String()
 }
 
 // cell is text in a table, where a bar would end it even in a code span.

@@ -55,6 +55,7 @@ type Wanted struct {
 	Since  time.Time // when it did, by the forge's clock
 	Before []Landing // what was wanted before, the newest first
 	Report Report    // what the cluster's steward last said of it; zero if nothing
+	Link   string    // page that the report refers to; empty if to none
 	Told   bool      // the source's commit says already that every cluster runs it
 }
 
@@ -62,6 +63,9 @@ type Wanted struct {
 type Landing struct {
 	fleet.Release
 	Commit string
+	// Report is what this steward last said of it. It is known for its own cluster and for
+	// what is quarantined now; zero otherwise.
+	Report Report
 }
 
 // Kind tells the steward's pull requests apart.
@@ -82,7 +86,8 @@ type Pull struct {
 	Wave    int           // of a release
 	Release fleet.Release // that it brings, or takes back
 	State   forge.PullRequestState
-	Updated time.Time // by the forge's clock
+	Created time.Time // by the forge's clock, as Updated is
+	Updated time.Time
 	// Withdrawn says that a steward closed it; otherwise a person did.
 	Withdrawn bool
 	Head      string // commit
@@ -121,6 +126,9 @@ type Rollout struct {
 	HealthySince time.Time
 	Step, Steps  int // of the canary
 	Weight       int // percent of the canary
+	// Pods is the canary's percentage of all Pods where nothing routes by weight, and its share
+	// is theirs (P10); -1 where something does, or no canary is on its way.
+	Pods int
 	// Inconclusive says why an analysis could not tell; empty if it could.
 	Inconclusive string
 	Aborts       []Abort // newest first
@@ -133,7 +141,9 @@ type Abort struct {
 	fleet.Release           // of the canary
 	At            time.Time // by the cluster's clock
 	// Live says that the Rollout is still aborted; otherwise a finished analysis tells of it.
-	Live     bool
+	Live bool
+	// Revision is the canary's pod-template-hash.
+	Revision string
 	Evidence Evidence
 }
 
@@ -142,13 +152,29 @@ type Evidence struct {
 	Reason  string // one line
 	Metrics []Metric
 	Pods    []string // "name on node: what it says"
-	Logs    []string // lines, if somebody has them
+	Logs    Logs
+}
+
+// Logs are lines of the canary's containers.
+type Logs struct {
+	Source string    // who had them; empty if nobody was asked
+	Lines  []LogLine // the newest last
+	// Missing says why there are none; empty if there are, or if nobody was asked.
+	Missing string
+}
+
+// LogLine is what a container wrote at once; a stack trace has several lines.
+type LogLine struct {
+	At             time.Time
+	Pod, Container string
+	Text           string // credentials are masked already
 }
 
 // Metric is what an analysis measured.
 type Metric struct {
 	Name, Phase, Message string
 	Values               []Value // the newest last
+	Window               Window
 }
 
 // Value is one measurement.
@@ -156,6 +182,15 @@ type Value struct {
 	At    time.Time
 	Value string
 	Phase string
+}
+
+// Window is how the number that an analysis asks for went from before the canary to its abort.
+type Window struct {
+	From   time.Time
+	Step   time.Duration
+	Points []float64 // one for each step; NaN where there was no sample
+	// Missing says why there are no points; empty if there are, or if nobody was asked.
+	Missing string
 }
 
 // Fault is a GPU that reports an Xid of broken hardware, which condemns the node and not the

@@ -53,6 +53,8 @@ type world struct {
 	branches  map[string]*branch
 	pulls     []*Pull
 	reports   map[string]Report // by commit and cluster
+	links     map[string]string // of the reports
+	midway    int               // how often a newer release replaced a canary on its way
 	told      map[string]bool
 	clusters  []*cluster
 	builds    int
@@ -85,7 +87,7 @@ func newWorld(seed uint64) *world {
 	w := &world{
 		random: rand.New(rand.NewPCG(seed, 42)), now: time.Date(2026, 11, 27, 0, 0, 0, 0, time.UTC), //nolint:gosec // it must repeat
 		wanted: map[string]Wanted{}, lifted: map[string]time.Time{}, ever: map[string]bool{}, mentioned: map[string]bool{},
-		branches: map[string]*branch{}, reports: map[string]Report{}, told: map[string]bool{}, bad: map[string]map[string]bool{}, faults: true, lax: seed%4 == 3,
+		branches: map[string]*branch{}, reports: map[string]Report{}, links: map[string]string{}, told: map[string]bool{}, bad: map[string]map[string]bool{}, faults: true, lax: seed%4 == 3,
 	}
 	size := 1 + w.random.IntN(5)
 	switch {
@@ -169,7 +171,7 @@ func (w *world) land(what string, wants map[string]fleet.Release, quarantine fle
 		}
 		before := had.Before
 		if had.Commit != "" {
-			before = append([]Landing{{had.Release, had.Commit}}, before...)
+			before = append([]Landing{{Release: had.Release, Commit: had.Commit}}, before...)
 		}
 		w.wanted[name] = Wanted{Release: r, Commit: next.id, Since: w.now, Before: before}
 	}
@@ -253,7 +255,8 @@ func (w *world) propose(name, title, body string, kind Kind, wave int, r fleet.R
 			return
 		}
 	}
-	p := &Pull{Number: int64(len(w.pulls) + 1), Branch: name, Kind: kind, Wave: wave, Release: r, State: forge.Open, Updated: w.now, Head: b.head}
+	p := &Pull{Number: int64(len(w.pulls) + 1), Branch: name, Kind: kind, Wave: wave, Release: r, State: forge.Open, Created: w.now, Updated: w.now, Head: b.head}
+	p.URL = fmt.Sprintf("#%d", p.Number)
 	w.pulls = append(w.pulls, p)
 	w.log("#%d %s is opened for %s", p.Number, name, r.Tag)
 	if kind == Revert {
@@ -273,7 +276,11 @@ func (w *world) look() *Git {
 	}
 	app := App{Wanted: make(map[string]Wanted, len(w.wanted))}
 	for name, wanted := range w.wanted {
-		wanted.Report, wanted.Told = w.reports[wanted.Commit+name], w.told[wanted.Commit]
+		wanted.Report, wanted.Link, wanted.Told = w.reports[wanted.Commit+name], w.links[wanted.Commit+name], w.told[wanted.Commit]
+		wanted.Before = slices.Clone(wanted.Before)
+		for i, landing := range wanted.Before {
+			wanted.Before[i].Report = w.reports[landing.Commit+name]
+		}
 		app.Wanted[name] = wanted
 	}
 	seen := map[string]bool{}
@@ -359,7 +366,7 @@ func (r repository) apply(a Action) error {
 		}
 		return r.merge(p, r.from.name)
 	case Tell:
-		r.reports[a.Commit+a.Cluster], r.view = a.Report, nil
+		r.reports[a.Commit+a.Cluster], r.links[a.Commit+a.Cluster], r.view = a.Report, a.URL, nil
 	case TellDone:
 		r.told[a.Commit], r.view = true, nil
 	}
@@ -382,6 +389,7 @@ func (r repository) proposed(a Propose) error {
 	}
 	if a.Entry != nil {
 		b.quarantine = append(b.quarantine, *a.Entry)
+		r.checkLift(*a.Entry)
 	}
 	kind, _, release, ok := Trailer(a.Body)
 	if !ok || kind != a.Kind {
@@ -393,6 +401,24 @@ func (r repository) proposed(a Propose) error {
 	}
 	r.propose(a.Branch, a.Title, a.Body, a.Kind, wave, release, b)
 	return nil
+}
+
+// checkLift holds that what a person lifted is condemned again by a canary, and by nothing else.
+func (r repository) checkLift(entry fleet.Quarantined) {
+	lifted, ok := r.lifted[entry.Digest]
+	if !ok {
+		return
+	}
+	for _, c := range r.clusters {
+		aborts := c.aborts
+		if c.stale != nil {
+			aborts = slices.Concat(aborts, c.stale.Aborts)
+		}
+		if slices.ContainsFunc(aborts, func(a Abort) bool { return a.Digest == entry.Digest && (a.Live || a.At.After(lifted)) }) {
+			return
+		}
+	}
+	r.violated("%s quarantines %s again, which a person lifted and no canary condemned since", r.from.name, entry.Version)
 }
 
 func (w *world) isOpen(name string) bool {
@@ -427,6 +453,9 @@ func (c *cluster) sync() {
 	c.log("%s: Argo CD applies %s", c.name, want.Tag)
 	for i := range c.aborts {
 		c.aborts[i].Live = false
+	}
+	if c.phase == Progressing && newer(want, c.spec) {
+		c.midway++
 	}
 	c.spec, c.step, c.since, c.phase = want, 0, c.now, Progressing
 	if want == c.stable {
@@ -469,7 +498,7 @@ func (c *cluster) roll() {
 }
 
 func (c *cluster) Look(context.Context, Git) (map[string]Rollout, error) {
-	r := Rollout{Name: "worker", Phase: c.phase, Spec: c.spec, Stable: c.stable, Step: c.step, Steps: simulatedSteps, Aborts: slices.Clone(c.aborts)}
+	r := Rollout{Name: "worker", Pods: -1, Phase: c.phase, Spec: c.spec, Stable: c.stable, Step: c.step, Steps: simulatedSteps, Aborts: slices.Clone(c.aborts)}
 	if c.phase == Healthy {
 		r.HealthySince = c.since.Add(c.skew)
 	}

@@ -8,12 +8,14 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
+	core "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
@@ -136,6 +138,13 @@ spec: {nodeName: gpu-0, containers: [{name: worker, image: "registry.example.com
 	forbidden(t, "reading Secrets", err)
 	_, err = own.Resource(rollouts).Namespace("omnivision").Patch(ctx, "worker", types.MergePatchType, []byte(`{"spec":{"paused":true}}`), metav1.PatchOptions{})
 	forbidden(t, "changing a Rollout", err)
+	clientset, err := core.NewForConfig(as)
+	must(t, err)
+	if err := clientset.Pods("omnivision").GetLogs("worker-bbb-1", &corev1.PodLogOptions{}).Do(ctx).Error(); err == nil || apierrors.IsForbidden(err) {
+		t.Errorf("reading logs: %v; want that there is no kubelet to ask, and no word of rights", err)
+	}
+	err = clientset.Pods("omnivision-system").GetLogs("x", &corev1.PodLogOptions{}).Do(ctx).Error()
+	forbidden(t, "reading logs elsewhere", err)
 	fault := steward.Isolate{Fault: steward.Fault{Node: "gpu-0", Pod: "worker-bbb-1", Xid: "79"}}
 	forbidden(t, "cordoning without the right", cluster.Do(ctx, fault))
 

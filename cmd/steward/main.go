@@ -48,7 +48,7 @@ type options struct {
 	listen                   string
 	every                    time.Duration
 	drain                    bool
-	prometheus               string
+	prometheus, loki         string
 	hardwareXids             numbers
 	logLevel                 slog.Level
 	showVersion              bool
@@ -131,7 +131,8 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (options
 	fs.StringVar(&o.listen, "listen", ":9090", "`address` of /metrics, /healthz and /readyz")
 	fs.DurationVar(&o.every, "every", 30*time.Second, "how often to look at Git without a reason; a change in the cluster is a reason")
 	fs.BoolVar(&o.drain, "drain-broken-nodes", false, "cordon and drain nodes whose GPU reports an Xid of broken hardware under a canary, then let it go on; needs the rights of components/steward/drain")
-	fs.StringVar(&o.prometheus, "prometheus", "http://prometheus.monitoring.svc:9090", "`address` to ask for such Xids")
+	fs.StringVar(&o.prometheus, "prometheus", "http://prometheus.monitoring.svc:9090", "`address` to ask for such Xids, and how the metrics of an aborted canary went; empty does not ask")
+	fs.StringVar(&o.loki, "loki", "http://loki.logging.svc:3100", "`address` to ask for log lines of an aborted canary; without an answer the Kubernetes API is asked")
 	fs.Var(&o.hardwareXids, "hardware-xids", "Xids of broken hardware, with commas between")
 	fs.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	fs.BoolVar(&o.showVersion, "version", false, "print the version and exit")

@@ -95,6 +95,7 @@ func TestRightsAreTheLeast(t *testing.T) {
 		"argocd: applications.argoproj.io get,list,watch",
 		"omnivision: analysisruns.argoproj.io get,list,watch",
 		"omnivision: pods get,list,watch",
+		"omnivision: pods/log get",
 		"omnivision: replicasets.apps get,list,watch",
 		"omnivision: rollouts.argoproj.io get,list,watch",
 		": leases.coordination.k8s.io create",

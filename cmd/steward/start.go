@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
 	coordination "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	core "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/leaderelection"
@@ -26,6 +27,7 @@ import (
 	"github.com/omnivision/omnivision/forge"
 	"github.com/omnivision/omnivision/forge/connect"
 	"github.com/omnivision/omnivision/forge/github"
+	"github.com/omnivision/omnivision/logs/loki"
 	"github.com/omnivision/omnivision/steward"
 	"github.com/omnivision/omnivision/steward/gitops"
 	"github.com/omnivision/omnivision/steward/notify"
@@ -74,12 +76,22 @@ func watch(config *rest.Config, o options, wake chan<- struct{}) (*observe.Clust
 	if err != nil {
 		return nil, fmt.Errorf("making the cluster's client: %w", err)
 	}
-	settings := observe.Options{Name: o.cluster, Namespace: o.namespace, ArgoCD: o.argocd, Changed: func() {
-		select {
-		case wake <- struct{}{}:
-		default: // it is awake already
-		}
-	}}
+	pods, err := core.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("making the client for logs: %w", err)
+	}
+	settings := observe.Options{
+		Name: o.cluster, Namespace: o.namespace, ArgoCD: o.argocd, Prometheus: o.prometheus, Logs: &observe.Logs{Pods: pods},
+		Changed: func() {
+			select {
+			case wake <- struct{}{}:
+			default: // it is awake already
+			}
+		},
+	}
+	if o.loki != "" {
+		settings.Logs.Loki = &loki.Client{URL: o.loki}
+	}
 	if o.drain {
 		settings.Drain = &observe.Hardware{Prometheus: o.prometheus, Xids: o.hardwareXids}
 	}

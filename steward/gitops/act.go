@@ -52,11 +52,15 @@ func (r *Repository) propose(ctx context.Context, a steward.Propose) error {
 	return err
 }
 
-// withdraw writes the reason first: a run that is killed before it closes the pull request
-// leaves it open, and not closed without a reason.
+// withdraw writes the reason first, for people as a comment and for stewards into the text: a
+// run that is killed before it closes the pull request leaves it open, and not closed without
+// a reason.
 func (r *Repository) withdraw(ctx context.Context, a steward.Withdraw) error {
 	pr, err := r.Forge.PullRequest(ctx, a.Pull.Number)
 	if err != nil || pr.State != forge.Open {
+		return err
+	}
+	if _, err := r.Forge.Comment(ctx, pr.Number, "withdrawn", a.Reason); err != nil {
 		return err
 	}
 	if !withdrawn(pr.Body) {

@@ -150,7 +150,7 @@ func (f *fakeForge) PullRequest(_ context.Context, number int64) (forge.PullRequ
 }
 
 func (f *fakeForge) OpenPullRequest(_ context.Context, p forge.Proposal) (forge.PullRequest, error) {
-	pr := forge.PullRequest{Number: int64(len(f.pulls) + 1), Title: p.Title, Body: p.Body, Head: p.Head, Base: p.Base, State: forge.Open, Updated: f.now, URL: "https://git.example.com/pulls/1"}
+	pr := forge.PullRequest{Number: int64(len(f.pulls) + 1), Title: p.Title, Body: p.Body, Head: p.Head, Base: p.Base, State: forge.Open, Created: f.now, Updated: f.now, URL: "https://git.example.com/pulls/1"}
 	f.pulls = append(f.pulls, pr)
 	return pr, nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/omnivision/omnivision/forge"
 	"github.com/omnivision/omnivision/internal/git"
 	"github.com/omnivision/omnivision/plan/revision"
+	"github.com/omnivision/omnivision/steward"
 )
 
 // Forge is what is asked of the GitOps repository's forge.
@@ -45,7 +46,8 @@ type Repository struct {
 	git      git.Git
 	revision *revision.Repository
 	seen     *seen
-	heads    map[string]head // by base and head commit
+	heads    map[string]head           // by base and head commit
+	final    map[string]steward.Report // by context and commit
 }
 
 // Where the clone keeps what it fetched.
@@ -116,7 +118,7 @@ func (r *Repository) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.revision, r.heads = opened, map[string]head{}
+	r.revision, r.heads, r.final = opened, map[string]head{}, map[string]steward.Report{}
 	return nil
 }
 

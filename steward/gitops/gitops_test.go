@@ -312,3 +312,30 @@ func TestAbortWhileTheForgeIsDownReachesGitWhenItIsBack(t *testing.T) {
 		t.Errorf("open are %+v: it is to quarantine build 2, and to leave build 3 alone", open)
 	}
 }
+
+func TestRevertIsClosedWithACommentWhenItsQuarantineIsLifted(t *testing.T) {
+	b := newBench(t)
+	b.release("cluster-aws", build(2))
+	before := b.file(t, fleet.QuarantineFile) + "\n"
+	b.write(t, fleet.QuarantineFile, func(src string) string {
+		out, err := fleet.AddQuarantine([]byte(src), fleet.Quarantined{Digest: build(2).Digest, App: app, Version: build(2).Tag, Cluster: "cluster-gcp", Reason: "a person's doubt", Since: b.now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(out)
+	}, "Quarantine build 2")
+	b.fakeForge.now = time.Now().Add(-time.Hour) // when its pull request is opened
+	here := healthy(build(2), b.now)
+	b.step("cluster-aws", here)
+	if open := b.open(); len(open) != 1 || open[0].Head != steward.RevertBranch(app, build(2).Digest) {
+		t.Fatalf("open are %+v", open)
+	}
+	b.write(t, fleet.QuarantineFile, func(string) string { return before }, "Lift it: it was the driver")
+	b.fakeForge.now = time.Now()
+	b.step("cluster-aws", here)
+	b.step("cluster-gcp", healthy(build(1), b.now))
+	if pr := b.pulls[0]; pr.State != forge.Closed || !withdrawn(pr.Body) || !strings.Contains(b.comments["withdrawn"], "was lifted while this was open") || len(b.pulls) != 1 {
+		t.Errorf("there are %d pull requests, the first is %s: %s; the comments are %v", len(b.pulls), pr.State, pr.Body, b.comments)
+	}
+	b.wants("cluster-aws", build(2))
+}

@@ -46,6 +46,9 @@ func (r *Repository) Look(ctx context.Context, cluster string) (steward.Git, err
 		if err := r.reports(ctx, app.Name, cluster, shown.Wanted); err != nil {
 			return steward.Git{}, err
 		}
+		if err := r.lateReports(ctx, app.Name, cluster, shown.Wanted); err != nil {
+			return steward.Git{}, err
+		}
 		view.Apps[app.Name] = shown
 	}
 	return view, nil
@@ -111,7 +114,7 @@ func (r *Repository) pulls(ctx context.Context, heads map[string]string) (map[st
 
 // pull shows a pull request as the steward knows it; of an open one the branch has the say.
 func (r *Repository) pull(ctx context.Context, pr forge.PullRequest, at string) (pull steward.Pull, app string, ok bool, err error) {
-	pull = steward.Pull{Number: pr.Number, URL: pr.URL, Branch: pr.Head, State: pr.State, Updated: pr.Updated, Head: pr.HeadSHA, Withdrawn: withdrawn(pr.Body)}
+	pull = steward.Pull{Number: pr.Number, URL: pr.URL, Branch: pr.Head, State: pr.State, Created: pr.Created, Updated: pr.Updated, Head: pr.HeadSHA, Withdrawn: withdrawn(pr.Body)}
 	body := pr.Body
 	if pr.State == forge.Open {
 		if at == "" {
@@ -157,13 +160,46 @@ func (r *Repository) reports(ctx context.Context, app, cluster string, wanted ma
 		for _, status := range said[w.Commit] {
 			switch status.Context {
 			case steward.Context(app, other):
-				w.Report, _ = steward.ParseReport(status)
+				if report, ok := steward.ParseReport(status); ok {
+					w.Report, w.Link = report, status.URL
+				}
 			case steward.DoneContext(app):
 				w.Told = status.State == forge.Success
 			}
 		}
 		wanted[other] = w
 	}
+	return nil
+}
+
+// lateReports reads what this cluster's steward said of releases that are quarantined since.
+// That one was aborted is the last word, and is not asked for again.
+func (r *Repository) lateReports(ctx context.Context, app, cluster string, wanted map[string]steward.Wanted) error {
+	w := wanted[cluster]
+	w.Before = slices.Clone(w.Before)
+	for i, landing := range w.Before {
+		if !r.seen.quarantine.Has(landing.Digest) {
+			continue
+		}
+		key := steward.Context(app, cluster) + " " + landing.Commit
+		report, known := r.final[key]
+		if !known {
+			statuses, err := r.Forge.Statuses(ctx, landing.Commit)
+			if err != nil {
+				return fmt.Errorf("reading the reports on %s: %w", landing.Commit, err)
+			}
+			for _, status := range statuses {
+				if said, ok := steward.ParseReport(status); ok && status.Context == steward.Context(app, cluster) {
+					report = said
+				}
+			}
+		}
+		if report.State == steward.StateAborted {
+			r.final[key] = report
+		}
+		w.Before[i].Report = report
+	}
+	wanted[cluster] = w
 	return nil
 }
 

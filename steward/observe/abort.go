@@ -25,7 +25,7 @@ func (s *snapshot) aborts(u *unstructured.Unstructured, of image, r steward.Roll
 	canary := s.release(u.GetName(), current, of)
 	if aborted && !canary.Empty() && canary != r.Stable {
 		found = append(found, steward.Abort{
-			Release: canary, At: when(text(u, "status", "abortedAt")), Live: canary == r.Spec,
+			Release: canary, At: when(text(u, "status", "abortedAt")), Live: canary == r.Spec, Revision: current,
 			Evidence: s.evidence(u.GetName(), current, text(u, "status", "message")),
 		})
 	}
@@ -43,7 +43,7 @@ func (s *snapshot) aborts(u *unstructured.Unstructured, of image, r steward.Roll
 		if at.IsZero() {
 			at = run.GetCreationTimestamp().Time
 		}
-		found = append(found, steward.Abort{Release: release, At: at, Evidence: s.evidence(u.GetName(), hash, text(run, "status", "message"))})
+		found = append(found, steward.Abort{Release: release, At: at, Revision: hash, Evidence: s.evidence(u.GetName(), hash, text(run, "status", "message"))})
 	}
 	return found
 }
@@ -51,17 +51,12 @@ func (s *snapshot) aborts(u *unstructured.Unstructured, of image, r steward.Roll
 // evidence collects what speaks against a revision.
 func (s *snapshot) evidence(rollout, hash, message string) steward.Evidence {
 	e := steward.Evidence{Reason: message}
-	for _, run := range s.runsOf(rollout, hash) {
-		phase := text(run, "status", "phase")
-		if phase != "Failed" && phase != "Error" {
-			continue
-		}
+	if run := s.failedRun(rollout, hash); run != nil { // the newest tells of the abort
 		for _, m := range maps(run, "status", "metricResults") {
 			if m["phase"] == "Failed" || m["phase"] == "Error" {
 				e.Metrics = append(e.Metrics, metric(m))
 			}
 		}
-		break // the newest tells of the abort
 	}
 	if e.Reason == "" && len(e.Metrics) > 0 {
 		e.Reason = e.Metrics[0].Name + " is " + e.Metrics[0].Phase

@@ -2,12 +2,8 @@ package observe
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"net/url"
 	"regexp"
 	"strings"
 	"time"
@@ -35,12 +31,14 @@ func (c *Cluster) faults(ctx context.Context, s *snapshot, u *unstructured.Unstr
 	xids := strings.Trim(strings.ReplaceAll(fmt.Sprint(c.options.Drain.Xids), " ", "|"), "[]")
 	query := fmt.Sprintf(`max by (pod, xid) (omnivision_worker_cuda_errors_total{namespace=%q, pod=~%q, xid=~%q}) > 0`,
 		c.options.Namespace, regexp.QuoteMeta(u.GetName()+"-"+hash)+"-[a-z0-9]+", xids)
-	series, err := c.options.Drain.query(ctx, query)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	found, err := prometheus{c.options.Drain.Prometheus, c.options.Drain.Client}.instant(ctx, query)
 	if err != nil {
 		return nil, fmt.Errorf("asking Prometheus for broken GPUs: %w", err)
 	}
 	var faults []steward.Fault
-	for _, labels := range series {
+	for _, labels := range found {
 		for _, pod := range s.pods {
 			node := text(pod, "spec", "nodeName")
 			if pod.GetName() != labels["pod"] || node == "" {
@@ -54,43 +52,6 @@ func (c *Cluster) faults(ctx context.Context, s *snapshot, u *unstructured.Unstr
 		}
 	}
 	return faults, nil
-}
-
-// query asks for an instant vector and returns its labels.
-func (h *Hardware) query(ctx context.Context, query string) ([]map[string]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	address := strings.TrimSuffix(h.Prometheus, "/") + "/api/v1/query?" + url.Values{"query": {query}}.Encode()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
-	if err != nil {
-		return nil, err
-	}
-	client := h.Client
-	if client == nil {
-		client = http.DefaultClient
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close() //nolint:errcheck // read as far as needed
-	var answer struct {
-		Status, Error string
-		Data          struct {
-			Result []struct{ Metric map[string]string }
-		}
-	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&answer); err != nil {
-		return nil, fmt.Errorf("HTTP %d: %w", resp.StatusCode, err)
-	}
-	if answer.Status != "success" {
-		return nil, errors.New(answer.Error)
-	}
-	var series []map[string]string
-	for _, r := range answer.Data.Result {
-		series = append(series, r.Metric)
-	}
-	return series, nil
 }
 
 // isolated reports whether a node takes no Pods and has none of the platform's left.

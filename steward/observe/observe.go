@@ -1,13 +1,15 @@
 // Package observe shows a steward its own cluster: Argo Rollouts' Rollouts and AnalysisRuns,
 // their ReplicaSets and Pods, and Argo CD's Application of the platform.
 //
-// It watches two namespaces and reads nothing else. It changes nothing, but for what the
+// It watches two namespaces. Of a canary that was aborted it also asks Prometheus how the
+// failed metrics went, and Loki or the Kubernetes API for log lines. It changes nothing, but for what the
 // operator opts into: taking a node with a broken GPU out of service.
 package observe
 
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"time"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -39,22 +41,30 @@ type Options struct {
 	ArgoCD    string // namespace of Argo CD; its Application of the platform is read
 	// Drain takes nodes with broken GPUs out of service; nil does not look for any.
 	Drain *Hardware
+	// Prometheus is the address that is asked how a failed metric went; empty asks nobody.
+	Prometheus string
+	Client     *http.Client // for it; nil is http.DefaultClient
+	// Logs is where lines of a failed canary are; nil asks nobody.
+	Logs *Logs
 	// Changed is called when something changed that may matter. It must not block.
 	Changed func()
 }
 
-// Cluster is a cluster that is being watched; it implements steward.Cluster.
+// Cluster is a cluster that is being watched; it implements steward.Cluster. It is for one
+// goroutine.
 type Cluster struct {
 	options Options
-	client  dynamic.Interface
-	stores  map[schema.GroupVersionResource]cache.GenericLister
-	informs []cache.SharedIndexInformer
-	start   func(stop <-chan struct{})
+	// testimonies are by Rollout and revision. A restart asks again.
+	testimonies map[string]map[string]testimony
+	client      dynamic.Interface
+	stores      map[schema.GroupVersionResource]cache.GenericLister
+	informs     []cache.SharedIndexInformer
+	start       func(stop <-chan struct{})
 }
 
 // New prepares to watch. Nothing is read before Start.
 func New(client dynamic.Interface, o Options) (*Cluster, error) {
-	c := &Cluster{options: o, client: client, stores: map[schema.GroupVersionResource]cache.GenericLister{}}
+	c := &Cluster{options: o, client: client, stores: map[schema.GroupVersionResource]cache.GenericLister{}, testimonies: map[string]map[string]testimony{}}
 	platform := dynamicinformer.NewFilteredDynamicSharedInformerFactory(client, 0, o.Namespace, nil)
 	argocd := dynamicinformer.NewFilteredDynamicSharedInformerFactory(client, 0, o.ArgoCD, nil)
 	for _, watch := range []struct {
@@ -133,6 +143,7 @@ func (c *Cluster) Look(ctx context.Context, g steward.Git) (map[string]steward.R
 				return nil, err
 			}
 		}
+		c.hear(ctx, s, g, app, object, r.Aborts)
 		found[app.Name] = r
 	}
 	return found, nil

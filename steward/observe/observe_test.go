@@ -33,6 +33,11 @@ func digest(d string) string { return "sha256:" + strings.Repeat(d, 64) }
 // start watches a fake API server with the objects of a file.
 func start(t *testing.T, file string, drain *Hardware, edits ...func([]*unstructured.Unstructured)) (*Cluster, *fake.FakeDynamicClient) {
 	t.Helper()
+	return startWith(t, file, Options{Drain: drain}, edits...)
+}
+
+func startWith(t *testing.T, file string, o Options, edits ...func([]*unstructured.Unstructured)) (*Cluster, *fake.FakeDynamicClient) {
+	t.Helper()
 	data, err := os.ReadFile(filepath.Join("testdata", file))
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +64,8 @@ func start(t *testing.T, file string, drain *Hardware, edits ...func([]*unstruct
 	client := fake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
 		rollouts: "RolloutList", analysisRuns: "AnalysisRunList", applications: "ApplicationList", replicaSets: "ReplicaSetList", pods: "PodList", nodes: "NodeList",
 	}, all...)
-	c, err := New(client, Options{Name: "cluster-aws", Namespace: "omnivision", ArgoCD: "argocd", Drain: drain})
+	o.Name, o.Namespace, o.ArgoCD = "cluster-aws", "omnivision", "argocd"
+	c, err := New(client, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,3 +213,26 @@ func set(t *testing.T, u *unstructured.Unstructured, value any, path ...string) 
 }
 
 var getOptions = metav1.GetOptions{}
+
+func TestWeightIsTheShareOfPodsWhereNothingRoutes(t *testing.T) {
+	canary := func(status string, routed bool) func([]*unstructured.Unstructured) {
+		return func(objects []*unstructured.Unstructured) {
+			set(t, objects[0], int64(4), "status", "replicas")
+			set(t, objects[0], int64(1), "status", "updatedReplicas")
+			set(t, objects[0], status, "status", "currentPodHash")
+			if routed {
+				set(t, objects[0], map[string]any{"traefik": map[string]any{}}, "spec", "strategy", "canary", "trafficRouting")
+			}
+		}
+	}
+	for _, test := range []struct {
+		name, current string
+		routed        bool
+		want          int
+	}{{"by Pods", "bbb", false, 25}, {"by requests", "bbb", true, -1}, {"no canary", "aaa", false, -1}} {
+		c, _ := start(t, "aborted.yaml", nil, canary(test.current, test.routed))
+		if r := look(t, c); r.Pods != test.want {
+			t.Errorf("%s: the share is %d, want %d", test.name, r.Pods, test.want)
+		}
+	}
+}

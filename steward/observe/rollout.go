@@ -53,6 +53,7 @@ func (s *snapshot) rollout(u *unstructured.Unstructured, of image) steward.Rollo
 		r.HealthySince = condition(u, "Healthy")
 	}
 	r.Step, r.Steps, r.Weight = progress(u)
+	r.Pods = share(u)
 	r.Inconclusive = s.inconclusive(u, current)
 	r.Aborts = s.aborts(u, of, r)
 	return r
@@ -111,6 +112,17 @@ func progress(u *unstructured.Unstructured) (step, steps, weight int) {
 		weight = 100
 	}
 	return min(int(index)+1, len(all)), len(all), weight
+}
+
+// share is the canary's percentage of the Pods, where that is its share of the requests.
+func share(u *unstructured.Unstructured) int {
+	_, routed, _ := unstructured.NestedMap(u.Object, "spec", "strategy", "canary", "trafficRouting")
+	all, _, _ := unstructured.NestedInt64(u.Object, "status", "replicas")
+	canary, _, _ := unstructured.NestedInt64(u.Object, "status", "updatedReplicas")
+	if routed || all == 0 || text(u, "status", "currentPodHash") == text(u, "status", "stableRS") {
+		return -1
+	}
+	return int(100 * canary / all)
 }
 
 // release is what the ReplicaSet of a revision runs.

@@ -30,13 +30,8 @@ func testAbortHealsGit(t *testing.T) {
 	if err := admits(t, cluster, good); err != nil {
 		t.Errorf("during the canary: %v", err)
 	}
-	tripCanary(t, cluster)
-	eventually(t, "the canary's abort", 5*time.Minute, func() error {
-		if state := kubectl(t, cluster, "get", "rollout", workerRollout, "-n", "omnivision", "-o", "jsonpath={.status.abort} {.status.message}"); !strings.HasPrefix(state, "true") {
-			return fmt.Errorf("its state is %q", state)
-		}
-		return nil
-	})
+	tripCanary(t, cluster, nil)
+	awaitAbort(t, cluster)
 	branch := "revert/" + workerApp + "/" + strings.TrimPrefix(bad, "sha256:")[:12]
 	var pr pullRequest
 	took := eventually(t, "the revert's pull request", time.Minute, func() (err error) {
@@ -44,11 +39,16 @@ func testAbortHealsGit(t *testing.T) {
 		return err
 	})
 	t.Logf("abort to pull request: %.1f s", took.Seconds())
-	for _, part := range []string{bad, "worker-cuda-errors"} {
+	for _, part := range []string{bad, "worker-cuda-errors", "a sign for each", "Pods of the canary", "Log lines of the canary, from ", "GPU error"} {
 		if !strings.Contains(pr.Body, part) {
 			t.Errorf("the pull request does not say %q:\n%s", part, pr.Body)
 		}
 	}
+	g.run(t, "pull", "--quiet", "--rebase", "origin", "main")
+	brought := g.run(t, "log", "--max-count=1", "--format=%H", "-S"+bad, "--", "apps/"+workerApp+"/"+cluster+".yaml")
+	eventually(t, "the commit that brought it to hear of the abort", time.Minute, func() error {
+		return says(t, "omnivision-gitops", brought, "omnivision/"+workerApp+"/"+cluster, "failure", "aborted: ")
+	})
 	merge(t, pr)
 	g.run(t, "pull", "--quiet", "--rebase", "origin", "main")
 	for file, digest := range map[string]string{"apps/" + workerApp + "/" + cluster + ".yaml": good[strings.Index(good, "sha256:"):], "components/policies/manifests/quarantine.yaml": bad} {
@@ -64,6 +64,8 @@ func testAbortHealsGit(t *testing.T) {
 		return healthy(t)
 	})
 	refuses(t, cluster, workerRepositories[cluster]+"@"+bad, "[Quarantined]")
+	neverIn(t, g, "cluster-gcp", bad)
+	condemned.digest, condemned.branch = bad, branch
 }
 
 // releaseWorker brings a change of the worker to Oregon as a developer does, and returns the
@@ -97,8 +99,9 @@ func releaseWorker(t *testing.T, change string) string {
 	return digest[1]
 }
 
-// tripCanary raises an Xid that software causes on the GPU of the canary's Pod.
-func tripCanary(t *testing.T, cluster string) {
+// tripCanary raises an Xid that software causes on the GPU of the canary's Pod. Just before it
+// does, it calls first, if there is one.
+func tripCanary(t *testing.T, cluster string, first func()) {
 	t.Helper()
 	var canary string
 	eventually(t, "the canary's Pod", 3*time.Minute, func() error {
@@ -114,6 +117,9 @@ func tripCanary(t *testing.T, cluster string) {
 		lines := strings.Split(strings.TrimSpace(omnivision(t, "gpu", "list", "--cluster", cluster)), "\n")
 		for index, line := range lines[1:] {
 			if strings.Contains(line, "omnivision/"+canary) {
+				if first != nil {
+					first()
+				}
 				omnivision(t, "gpu", "xid", "--cluster", cluster, strconv.Itoa(index), "31")
 				return nil
 			}
