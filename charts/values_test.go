@@ -72,6 +72,8 @@ func TestRefusedValues(t *testing.T) {
 		"Google account that is none":     {"gcp-minimal", "aiWorker: {serviceAccount: {gcpServiceAccount: worker}}", []string{"/aiWorker/serviceAccount/gcpServiceAccount", "iam.gserviceaccount.com"}},
 		"several problems are told once":  {"aws-minimal", "{aiWorker: {digest: ''}, ui: {digest: ''}}", []string{"2 problem(s)", "aiWorker.digest", "ui.digest"}},
 		"worker URL that is no URL":       {"aws-minimal", "ui: {workerURL: workers}", []string{"/ui/workerURL", "http or https URL"}},
+		"failures in percent":             {"aws-minimal", "gpuHealthCheck: {comparison: {errorRate: {maxExcess: 2}}}", []string{"/gpuHealthCheck/comparison/errorRate/maxExcess", "0.02 for two percentage points"}},
+		"a p99 closer than it is known":   {"aws-minimal", "gpuHealthCheck: {comparison: {latency: {maxRatio: 1.1}}}", []string{"/gpuHealthCheck/comparison/latency/maxRatio", "1.5 or more"}},
 		"measurement interval of nothing": {"aws-minimal", "gpuHealthCheck: {interval: 0s}", []string{"/gpuHealthCheck/interval", "30s"}},
 	}
 	for name, c := range cases {

@@ -107,7 +107,9 @@ func ask(ctx context.Context, p *proxy, metric map[string]any, hash string) Answ
 	}
 	a := Answer{Metric: text("name"), Success: text("successCondition"), Failure: text("failureCondition")}
 	a.Presence = strings.HasSuffix(a.Metric, "-reports")
-	a.Query = strings.TrimSpace(strings.ReplaceAll(text("provider", "prometheus", "query"), "{{args.canary-hash}}", hash))
+	// Without a canary the running version stands for both sides of a comparison.
+	args := strings.NewReplacer("{{args.canary-hash}}", hash, "{{args.stable-hash}}", hash)
+	a.Query = strings.TrimSpace(args.Replace(text("provider", "prometheus", "query")))
 	var err error
 	if a.Values, err = p.query(ctx, text("provider", "prometheus", "address"), a.Query); err != nil {
 		a.Error = err.Error()

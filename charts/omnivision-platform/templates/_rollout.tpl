@@ -58,6 +58,9 @@ spec:
           - name: canary-hash
             valueFrom:
               podTemplateHashValue: Latest
+          - name: stable-hash
+            valueFrom:
+              podTemplateHashValue: Stable
       {{- end }}
       steps:
         {{- toYaml $v.canary.steps | nindent 8 }}
