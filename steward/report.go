@@ -33,7 +33,15 @@ func (s *story) state() Report {
 	case here.Phase == Degraded:
 		return Report{StateDegraded, oneLine(here.Message)}
 	}
-	return Report{StateProgressing, oneLine(fmt.Sprintf("step %d of %d, weight %d %%", here.Step, here.Steps, here.Weight))}
+	return Report{StateProgressing, oneLine(fmt.Sprintf("step %d of %d, %s", here.Step, here.Steps, here.weight()))}
+}
+
+// weight is the canary's share of requests, or what it comes to in Pods (P10).
+func (r Rollout) weight() string {
+	if r.PodShare < 0 {
+		return fmt.Sprintf("weight %d %% of requests", r.Weight)
+	}
+	return fmt.Sprintf("weight %d %% (%d %% of Pods)", r.Weight, r.PodShare)
 }
 
 func (s *story) soak() time.Duration {

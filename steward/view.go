@@ -121,6 +121,9 @@ type Rollout struct {
 	HealthySince time.Time
 	Step, Steps  int // of the canary
 	Weight       int // percent of the canary
+	// PodShare is what the weight comes to where no traffic router shifts requests (P10):
+	// the percentage of Pods that are canaries. -1 with a router.
+	PodShare int
 	// Inconclusive says why an analysis could not tell; empty if it could.
 	Inconclusive string
 	Aborts       []Abort // newest first

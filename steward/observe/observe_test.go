@@ -87,7 +87,7 @@ func TestAbortedCanaryIsToldWithItsEvidence(t *testing.T) {
 	c, _ := start(t, "aborted.yaml", nil)
 	r := look(t, c)
 	good, bad := fleet.Release{Tag: "0.1.0-1", Digest: digest("a")}, fleet.Release{Tag: "0.1.0-2", Digest: digest("b")}
-	if r.Spec != bad || r.Stable != good || r.Phase != steward.Degraded || !r.HealthySince.IsZero() || r.Step != 1 || r.Steps != 4 || r.Weight != 5 {
+	if r.Spec != bad || r.Stable != good || r.Phase != steward.Degraded || !r.HealthySince.IsZero() || r.Step != 1 || r.Steps != 4 || r.Weight != 5 || r.PodShare != 25 {
 		t.Errorf("the Rollout is %+v", r)
 	}
 	if len(r.Aborts) != 1 {

@@ -53,6 +53,7 @@ func (s *snapshot) rollout(u *unstructured.Unstructured, of image) steward.Rollo
 		r.HealthySince = condition(u, "Healthy")
 	}
 	r.Step, r.Steps, r.Weight = progress(u)
+	r.PodShare = podShare(u)
 	r.Inconclusive = s.inconclusive(u, current)
 	r.Aborts = s.aborts(u, of, r)
 	return r
@@ -111,6 +112,20 @@ func progress(u *unstructured.Unstructured) (step, steps, weight int) {
 		weight = 100
 	}
 	return min(int(index)+1, len(all)), len(all), weight
+}
+
+// podShare is the percentage of Pods that are canaries; -1 where a traffic router shifts
+// requests and the number of Pods says nothing.
+func podShare(u *unstructured.Unstructured) int {
+	if _, routed, _ := unstructured.NestedMap(u.Object, "spec", "strategy", "canary", "trafficRouting"); routed {
+		return -1
+	}
+	updated, _, _ := unstructured.NestedInt64(u.Object, "status", "updatedReplicas")
+	all, _, _ := unstructured.NestedInt64(u.Object, "status", "replicas")
+	if all == 0 {
+		return 0
+	}
+	return int(100 * updated / all)
 }
 
 // release is what the ReplicaSet of a revision runs.

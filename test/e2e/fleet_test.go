@@ -160,6 +160,7 @@ func TestFleet(t *testing.T) {
 		{"VulnerableImageStops", testVulnerableStops},
 		{"GateRefusesForeign", testGateRefusesForeign},
 		{"Quarantine", testQuarantine},
+		{"CanaryShare", testCanaryShare},
 		{"AbortHealsGit", testAbortHealsGit},
 		{"GateWithoutRegistry", testGateWithoutRegistry},
 		{"GateDown", testGateDown},

@@ -37,11 +37,10 @@ spec:
     canary:
       stableService: {{ $name }}-stable
       canaryService: {{ $name }}-canary
-      {{- if eq $v.canary.trafficRouting "traefik" }}
+      {{- if include "omnivision.component.routed" . }}
       dynamicStableScale: {{ $v.canary.dynamicStableScale }}
       trafficRouting:
-        traefik:
-          weightedTraefikServiceName: {{ $name }}
+        {{- include "omnivision.trafficRouting" . | nindent 8 }}
       {{- else }}
       maxSurge: {{ toJson $v.canary.maxSurge }}
       maxUnavailable: {{ toJson $v.canary.maxUnavailable }}
