@@ -19,6 +19,8 @@ metadata:
   annotations:
     # What the canary's weights come to (P10).
     omnivision.ai/effective-weights: {{ include "omnivision.component.effectiveWeights" . | quote }}
+    # The most Pods that a canary takes, the stable ones included (P15).
+    omnivision.ai/canary-peak-pods: {{ include "omnivision.component.peakPods" . | quote }}
 spec:
   {{- /* With an HPA the number is the HPA's: Git must not have an opinion (P9). */}}
   {{- if not $v.hpa.enabled }}
