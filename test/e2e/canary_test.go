@@ -40,7 +40,7 @@ aiWorker:
 `
 	})
 	digest := releaseWorker(t, "// A change that is good.")
-	waitForWeight(t, cluster, 5)
+	waitForWeight(t, cluster, digest, 5)
 	countShare(t, digest)
 	exporterDown(t, cluster)
 	runs(t, cluster, digest)
@@ -50,7 +50,7 @@ aiWorker:
 }
 
 // waitForWeight waits until Traefik has what Argo Rollouts says.
-func waitForWeight(t *testing.T, cluster string, percent int) {
+func waitForWeight(t *testing.T, cluster, canary string, percent int) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("the canary has %d %%", percent), 3*time.Minute, func() error {
 		weights := kubectl(t, cluster, "get", "traefikservice", workerRollout, "-n", "omnivision", "-o", "jsonpath={.spec.weighted.services[*].weight}")
@@ -62,19 +62,12 @@ func waitForWeight(t *testing.T, cluster string, percent int) {
 	// Traefik applies what it has heard of at most every two seconds.
 	eventually(t, "Traefik has heard of it", time.Minute, func() error {
 		for range 40 {
-			if _, digest, err := refused(t.Context()); err == nil && digest == canaryDigest(t, cluster) {
+			if _, digest, err := refused(t.Context()); err == nil && digest == canary {
 				return nil
 			}
 		}
 		return fmt.Errorf("none of 40 requests was the canary's")
 	})
-}
-
-func canaryDigest(t *testing.T, cluster string) string {
-	t.Helper()
-	image := kubectl(t, cluster, "get", "rollout", workerRollout, "-n", "omnivision", "-o", "jsonpath={.spec.template.spec.containers[0].image}")
-	_, digest, _ := strings.Cut(image, "@")
-	return digest
 }
 
 // refused sends a generation without a prompt. It takes the way of every other, and a worker
