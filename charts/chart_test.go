@@ -182,7 +182,7 @@ func TestReadme(t *testing.T) {
 	var got bytes.Buffer
 	err = tmpl.Execute(&got, map[string]any{
 		"Name": metadata.Name, "Description": metadata.Description, "Version": metadata.Version, "KubeVersion": metadata.KubeVersion,
-		"Minimal": minimalText, "Weights": weightRows(t), "Table": chartdoc.Table(values),
+		"Minimal": minimalText, "Weights": weightRows(t), "Routed": routedRows(t), "Table": chartdoc.Table(values),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -195,13 +195,36 @@ func TestReadme(t *testing.T) {
 func weightRows(t *testing.T) string {
 	var rows strings.Builder
 	for _, c := range []struct{ replicas, surge int }{{1, 1}, {2, 0}, {2, 1}, {4, 0}, {4, 1}, {10, 0}, {20, 0}} {
-		result := mustRender(t, "aws-minimal", fmt.Sprintf("aiWorker: {replicas: %d, canary: {maxSurge: %d}}", c.replicas, c.surge))
+		result := mustRender(t, "aws-minimal", fmt.Sprintf("aiWorker: {replicas: %d, canary: {trafficRouting: none, maxSurge: %d}}", c.replicas, c.surge))
 		line := at(t, find(t, result, "Rollout.argoproj.io/omnivision-platform-worker"), "metadata.annotations.omnivision~ai/effective-weights").(string)
 		found := regexp.MustCompile(`(\d+ of \d+ Pods \(\d+%\))`).FindAllString(line, -1)
 		if len(found) != 2 {
 			t.Fatalf("unexpected weights %q", line)
 		}
 		fmt.Fprintf(&rows, "| %d | %d | %s | %s | %d |\n", c.replicas, c.surge, found[0], found[1], c.replicas+c.surge)
+	}
+	return rows.String()
+}
+
+// routedRows are the same where requests are shifted.
+func routedRows(t *testing.T) string {
+	var rows strings.Builder
+	for _, replicas := range []int{1, 2, 4, 10, 20, 40} {
+		var pods []string
+		for _, dynamic := range []bool{false, true} {
+			result := mustRender(t, "aws-minimal", fmt.Sprintf("aiWorker: {replicas: %d, canary: {dynamicStableScale: %t}}", replicas, dynamic))
+			line := at(t, find(t, result, "Rollout.argoproj.io/omnivision-platform-worker"), "metadata.annotations.omnivision~ai/effective-weights").(string)
+			canary := regexp.MustCompile(`by (\d+) of`).FindAllStringSubmatch(line, -1)
+			peak := regexp.MustCompile(`up to (\d+) Pods`).FindStringSubmatch(result.Notes)
+			if len(canary) != 2 || peak == nil {
+				t.Fatalf("unexpected weights %q and notes\n%s", line, result.Notes)
+			}
+			if !dynamic {
+				pods = append(pods, canary[0][1], canary[1][1])
+			}
+			pods = append(pods, peak[1])
+		}
+		fmt.Fprintf(&rows, "| %d | %s |\n", replicas, strings.Join(pods, " | "))
 	}
 	return rows.String()
 }

@@ -70,22 +70,70 @@ func TestCanaryDefaults(t *testing.T) {
 	check(t, find(t, mustRender(t, "aws-minimal", ""), workerRollout), map[string]any{
 		"spec.strategy.canary.steps":                           "[map[setWeight:5] map[pause:map[duration:10m]] map[setWeight:50] map[pause:map[duration:30m]]]",
 		"spec.strategy.canary.analysis.templates":              "[map[templateName:gpu-health-check]]",
-		"spec.strategy.canary.analysis.startingStep":           0,    // P18
-		"spec.strategy.canary.maxSurge":                        0,    // P15
-		"spec.strategy.canary.maxUnavailable":                  1,    // P15
+		"spec.strategy.canary.analysis.startingStep":           0,                                                                         // P18
+		"spec.strategy.canary.trafficRouting":                  "map[traefik:map[weightedTraefikServiceName:omnivision-platform-worker]]", // P10
+		"spec.strategy.canary.dynamicStableScale":              false,
 		"spec.progressDeadlineAbort":                           true, // P15
 		"spec.rollbackWindow.revisions":                        3,    // P21
+		"metadata.annotations.omnivision~ai/effective-weights": "setWeight 5 is 5% of requests, by 1 of 3 Pods, setWeight 50 is 50% of requests, by 1 of 3 Pods",
+	})
+	check(t, find(t, mustRender(t, "aws-minimal", "aiWorker: {canary: {trafficRouting: none}}"), workerRollout), map[string]any{
+		"spec.strategy.canary.maxSurge":                        0, // P15
+		"spec.strategy.canary.maxUnavailable":                  1, // P15
 		"spec.strategy.canary.trafficRouting":                  nil,
+		"spec.strategy.canary.dynamicStableScale":              nil,
 		"metadata.annotations.omnivision~ai/effective-weights": "setWeight 5 is 1 of 2 Pods (50%), setWeight 50 is 1 of 2 Pods (50%)", // P10
 	})
 }
 
+// P15: how much room a canary takes is told before it is missing.
+func TestNotesTellHowManyPodsACanaryNeeds(t *testing.T) {
+	for name, c := range map[string]struct{ values, want string }{
+		"requests are shifted":            {"{replicas: 4}", "up to 8 Pods at a time, with 1 GPU(s) each"},
+		"the stable version shrinks":      {"{replicas: 4, canary: {dynamicStableScale: true}}", "up to 6 Pods at a time"}, // at 50 %: 2 come before the 4 go, later 4 before 2 go
+		"the stable version shrinks, 10":  {"{replicas: 10, canary: {dynamicStableScale: true, steps: [{setWeight: 90}, {setWeight: 95}]}}", "up to 19 Pods at a time"},
+		"Pods are replaced":               {"{replicas: 4, canary: {trafficRouting: none}}", "up to 4 Pods at a time"},
+		"Pods are replaced, with a surge": {"{replicas: 4, canary: {trafficRouting: none, maxSurge: '26%'}}", "up to 6 Pods at a time"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if notes := mustRender(t, "aws-minimal", "aiWorker: "+c.values).Notes; !strings.Contains(notes, c.want) {
+				t.Errorf("the notes lack %q:\n%s", c.want, notes)
+			}
+		})
+	}
+}
+
+// The fields that Argo Rollouts v1.10.2 and its plugin look for, and objects that have them.
+func TestOtherRoutersSplitRequestsBetweenStableAndCanary(t *testing.T) {
+	for _, name := range []string{"omnivision-platform-worker", "omnivision-platform-ui"} {
+		alb := mustRender(t, "aws-alb", "")
+		check(t, find(t, alb, "Rollout.argoproj.io/"+name), map[string]any{
+			"spec.strategy.canary.trafficRouting.alb": "map[ingress:" + name + " rootService:" + name + " servicePort:8080]",
+		})
+		check(t, find(t, alb, "Ingress.networking.k8s.io/"+name), map[string]any{
+			"spec.ingressClassName":                               "alb",
+			"spec.rules.0.http.paths.0.backend.service.name":      name,
+			"spec.rules.0.http.paths.0.backend.service.port.name": "use-annotation",
+		})
+		gateway := mustRender(t, "gcp-gateway", "")
+		check(t, find(t, gateway, "Rollout.argoproj.io/"+name), map[string]any{
+			"spec.strategy.canary.trafficRouting.plugins.argoproj-labs/gatewayAPI": "map[httpRoute:" + name + " namespace:omnivision]",
+		})
+		check(t, find(t, gateway, "HTTPRoute.gateway.networking.k8s.io/"+name), map[string]any{
+			"spec.rules.0.backendRefs": "[map[name:" + name + "-stable port:8080 weight:100] map[name:" + name + "-canary port:8080 weight:0]]",
+		})
+	}
+	for _, scenario := range []string{"aws-alb", "gcp-gateway"} {
+		check(t, find(t, mustRender(t, scenario, ""), uiRollout), map[string]any{"spec.template.spec.containers.0.env.3.value": "http://workers.internal.example.com"})
+	}
+}
+
 func TestNotesTellTheEffectiveWeights(t *testing.T) {
-	notes := mustRender(t, "aws-minimal", "aiWorker: {replicas: 4}").Notes
+	notes := mustRender(t, "aws-minimal", "aiWorker: {replicas: 4, canary: {trafficRouting: none}}").Notes
 	if !strings.Contains(notes, "setWeight 5 is 1 of 4 Pods (25%)") {
 		t.Errorf("the notes are:\n%s", notes)
 	}
-	if notes = mustRender(t, "gcp-full", "").Notes; !strings.Contains(notes, "setWeight 5 is 5% of requests") {
+	if notes = mustRender(t, "gcp-full", "").Notes; !strings.Contains(notes, "setWeight 5 is 5% of requests, by 1 of 5 Pods") {
 		t.Errorf("the notes are:\n%s", notes)
 	}
 }

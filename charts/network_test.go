@@ -57,6 +57,8 @@ func peers(t *testing.T, result *render.Result) map[string]*matcher.TrafficPeer 
 		"dns":        pod("kube-system", map[string]string{"k8s-app": "kube-dns"}),
 		"system":     pod("kube-system", map[string]string{"k8s-app": "kube-proxy"}),
 		"elsewhere":  pod("default", map[string]string{"app.kubernetes.io/component": "ui", "app.kubernetes.io/name": "omnivision-platform", "app.kubernetes.io/instance": "omnivision-platform"}),
+		"gateway":    pod("gateways", map[string]string{"app": "gateway"}),
+		"alb":        {IP: "10.20.1.2"},
 		"internet":   {IP: "203.0.113.7"},
 		"metadata":   {IP: "169.254.169.254"},
 		"gkeToken":   {IP: "169.254.169.252"},
@@ -85,14 +87,22 @@ var ports = map[string]struct {
 // TestNetworkPolicies says for every pair of peers and every port whether
 // traffic passes: what is not listed must not.
 func TestNetworkPolicies(t *testing.T) {
+	// Requests to the workers pass Traefik, and nothing goes around it.
+	routed := []flow{{"ui", "traefik", "internal"}, {"test", "traefik", "internal"}, {"traefik", "worker", "http"}}
 	always := []flow{
 		{"traefik", "ui", "http"}, {"prometheus", "ui", "metrics"}, {"prometheus", "worker", "metrics"},
 		{"test", "ui", "http"}, {"test", "worker", "http"},
 		{"ui", "dns", "dns"}, {"ui", "dns", "dns-tcp"}, {"worker", "dns", "dns"}, {"worker", "dns", "dns-tcp"}, {"test", "dns", "dns"}, {"test", "dns", "dns-tcp"},
 	}
 	for scenario, more := range map[string][]flow{
-		"aws-minimal": {{"ui", "worker", "http"}},
-		"gcp-minimal": {{"ui", "worker", "http"}},
+		"aws-minimal": routed,
+		"gcp-minimal": routed,
+		"aws-alb": {
+			{"alb", "ui", "http"}, {"alb", "worker", "http"}, {"ui", "alb", "web"},
+		},
+		"gcp-gateway": {
+			{"gateway", "ui", "http"}, {"gateway", "worker", "http"}, {"ui", "gateway", "web"},
+		},
 		"aws-full": {
 			{"ui", "worker", "http"},
 			// STS is somewhere on the internet; so is everything else on 443.
@@ -103,12 +113,11 @@ func TestNetworkPolicies(t *testing.T) {
 			// An address range covers Pods of the cluster too; theirs is 10.1.2.3.
 			{"ui", "traefik", "https"}, {"worker", "traefik", "https"}, {"ui", "prometheus", "https"}, {"worker", "prometheus", "https"},
 			{"ui", "dns", "https"}, {"worker", "dns", "https"}, {"ui", "system", "https"}, {"worker", "system", "https"}, {"ui", "elsewhere", "https"}, {"worker", "elsewhere", "https"},
+			{"ui", "gateway", "https"}, {"worker", "gateway", "https"}, {"ui", "alb", "https"}, {"worker", "alb", "https"},
 		},
-		"gcp-full": {
-			// Requests to the workers pass Traefik, and nothing goes around it.
-			{"ui", "traefik", "internal"}, {"traefik", "worker", "http"},
+		"gcp-full": append([]flow{
 			{"ui", "metadata", "web"}, {"ui", "gkeToken", "token"}, {"worker", "metadata", "web"}, {"worker", "gkeToken", "token"},
-		},
+		}, routed...),
 	} {
 		t.Run(scenario, func(t *testing.T) {
 			result := mustRender(t, scenario, "")

@@ -98,7 +98,7 @@ func TestWhatAReleaseCannotReachIsSaid(t *testing.T) {
 		File:                                   {Data: described},
 		"components/gate/kustomization.yaml":   {Data: []byte(kustomization)},
 		"components/gate-b/kustomization.yaml": {Data: []byte(strings.Replace(kustomization, "x/", "y/", 1))},
-		"components/logs/kustomization.yaml":   {Data: []byte(strings.Replace(kustomization, "x/omnivision-gate", "x/podlogs", 1))},
+		"components/logs/kustomization.yaml":   {Data: []byte(strings.Replace(kustomization, "x/omnivision-gate", "x/omnivision-podlogs", 1))},
 	}
 	f, err := Load(tree)
 	if err != nil {
@@ -109,7 +109,7 @@ func TestWhatAReleaseCannotReachIsSaid(t *testing.T) {
 		wave int
 		want string
 	}{
-		"an unknown name":       {"omnivision-wroker", 0, "it has omnivision-worker, omnivision-ui; and no component has an image of this name among omnivision-gate, omnivision-gate, podlogs"},
+		"an unknown name":       {"omnivision-wroker", 0, "it has omnivision-worker, omnivision-ui; and no component has an image of this name among omnivision-gate, omnivision-gate, omnivision-podlogs"},
 		"two of a name":         {"omnivision-gate", 0, "both have an image called omnivision-gate"},
 		"a component in a wave": {"omnivision-podlogs", 1, "leave out wave 1"},
 		"an empty wave":         {"omnivision-ui", 7, "has no cluster in wave 7"},
@@ -126,7 +126,7 @@ func TestWhatAReleaseCannotReachIsSaid(t *testing.T) {
 		t.Fatal(err)
 	}
 	moved := fstest.MapFS{target.Places[0].File: {Data: []byte(kustomization)}}
-	if have, err := target.Places[0].Read(moved); err == nil || !strings.Contains(err.Error(), "has no image ghcr.io/x/podlogs") {
+	if have, err := target.Places[0].Read(moved); err == nil || !strings.Contains(err.Error(), "has no image ghcr.io/x/omnivision-podlogs") {
 		t.Errorf("a branch with another image has %v, %v", have, err)
 	}
 }

@@ -196,6 +196,7 @@ func TestSelfHealLeavesTheCanaryAlone(t *testing.T) {
 			"Rollout kube-controller-manager", // the HPA's replica count
 			`Service .spec.selector."rollouts-pod-template-hash"`,
 			"TraefikService .spec.weighted.services[].weight",
+			"HTTPRoute .spec.rules[].backendRefs[].weight",
 		} {
 			if !ignored[want] {
 				t.Errorf("%s: selfHeal would fight over %s", c.Name, want)

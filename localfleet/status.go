@@ -85,12 +85,22 @@ type RolloutStatus struct {
 	Phase     string `json:"phase"`
 	Step      string `json:"step"` // such as 2/4
 	Weight    int64  `json:"weight"`
-	// EffectiveWeight is the share of Pods that are canaries, in percent: without a
-	// traffic router it is what the weight comes to (P10).
+	// EffectiveWeight is what the weight comes to (P10), in percent: with a traffic
+	// router itself, a share of requests, and without one the share of Pods that are
+	// canaries.
 	EffectiveWeight int64  `json:"effectiveWeight"`
+	Routed          bool   `json:"routed"` // a traffic router shifts requests
 	Ready           int64  `json:"ready"`
 	Replicas        int64  `json:"replicas"`
 	Message         string `json:"message,omitempty"`
+}
+
+// WeightText is the weight and what it comes to, for people.
+func (r RolloutStatus) WeightText() string {
+	if r.Routed {
+		return fmt.Sprintf("%d %% of requests", r.Weight)
+	}
+	return fmt.Sprintf("%d %% (%d %% of Pods)", r.Weight, r.EffectiveWeight)
 }
 
 // ImageStatus is an image that containers run.
@@ -266,17 +276,33 @@ func rolloutStatus(o *unstructured.Unstructured) RolloutStatus {
 		Step:  fmt.Sprintf("%d/%d", number(o.Object, "status", "currentStepIndex"), steps),
 		Ready: number(o.Object, "status", "readyReplicas"), Replicas: number(o.Object, "status", "replicas"),
 		Message: text(o.Object, "status", "message"),
-		Weight:  number(o.Object, "status", "canary", "weights", "canary", "weight"),
 	}
+	_, status.Routed, _ = unstructured.NestedMap(o.Object, "spec", "strategy", "canary", "trafficRouting") //nolint:errcheck // another type reads as nothing
 	stable, current := text(o.Object, "status", "stableRS"), text(o.Object, "status", "currentPodHash")
 	updated := number(o.Object, "status", "updatedReplicas")
 	switch {
 	case stable == current: // nothing is in progress
 		status.Weight, status.EffectiveWeight = 100, 100
+	case status.Routed:
+		status.Weight = number(o.Object, "status", "canary", "weights", "canary", "weight")
+		status.EffectiveWeight = status.Weight
 	case status.Replicas > 0:
+		status.Weight = stepWeight(o)
 		status.EffectiveWeight = 100 * updated / status.Replicas
 	}
 	return status
+}
+
+// stepWeight is that of the last step that set one.
+func stepWeight(o *unstructured.Unstructured) int64 {
+	var weight int64
+	current := number(o.Object, "status", "currentStepIndex")
+	for i, step := range slice(o.Object, "spec", "strategy", "canary", "steps") {
+		if w, sets := step["setWeight"].(int64); sets && int64(i) <= current {
+			weight = w
+		}
+	}
+	return weight
 }
 
 // countImages counts containers by image as the Pod names it, without the digest,

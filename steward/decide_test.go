@@ -341,16 +341,3 @@ func TestAbortThatWasNotToldBeforeTheMergeIsToldAfterIt(t *testing.T) {
 		t.Errorf("what was told is told again: %+v", found)
 	}
 }
-
-func TestReportShowsTheEffectiveWeight(t *testing.T) {
-	v, one, second := two()
-	for _, test := range []struct {
-		pods int
-		want string
-	}{{25, "step 1 of 4, weight 5 %, effectively 25 %"}, {5, "step 1 of 4, weight 5 %"}, {-1, "step 1 of 4, weight 5 %"}} {
-		v.Here[simulatedApp] = Rollout{Name: "worker", Phase: Progressing, Spec: second, Stable: one, Step: 1, Steps: 4, Weight: 5, Pods: test.pods}
-		if got := v.of(v.Git.Fleet.Apps[0]).state(); got != (Report{StateProgressing, test.want}) {
-			t.Errorf("with %d %% of the Pods the report is %v", test.pods, got)
-		}
-	}
-}

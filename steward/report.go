@@ -34,11 +34,15 @@ func (s *story) state() Report {
 	case here.Phase == Degraded:
 		return Report{StateDegraded, oneLine(here.Message)}
 	}
-	text := fmt.Sprintf("step %d of %d, weight %d %%", here.Step, here.Steps, here.Weight)
-	if here.Pods >= 0 && here.Pods != here.Weight {
-		text += fmt.Sprintf(", effectively %d %%", here.Pods)
+	return Report{StateProgressing, oneLine(fmt.Sprintf("step %d of %d, %s", here.Step, here.Steps, here.weight()))}
+}
+
+// weight is the canary's share of requests, or what it comes to in Pods (P10).
+func (r Rollout) weight() string {
+	if r.PodShare < 0 {
+		return fmt.Sprintf("weight %d %% of requests", r.Weight)
 	}
-	return Report{StateProgressing, text}
+	return fmt.Sprintf("weight %d %% (%d %% of Pods)", r.Weight, r.PodShare)
 }
 
 func (s *story) soak() time.Duration {

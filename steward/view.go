@@ -126,9 +126,9 @@ type Rollout struct {
 	HealthySince time.Time
 	Step, Steps  int // of the canary
 	Weight       int // percent of the canary
-	// Pods is the canary's percentage of all Pods where nothing routes by weight, and its share
-	// is theirs (P10); -1 where something does, or no canary is on its way.
-	Pods int
+	// PodShare is what the weight comes to where no traffic router shifts requests (P10):
+	// the percentage of Pods that are canaries. -1 with a router.
+	PodShare int
 	// Inconclusive says why an analysis could not tell; empty if it could.
 	Inconclusive string
 	Aborts       []Abort // newest first

@@ -498,7 +498,7 @@ func (c *cluster) roll() {
 }
 
 func (c *cluster) Look(context.Context, Git) (map[string]Rollout, error) {
-	r := Rollout{Name: "worker", Pods: -1, Phase: c.phase, Spec: c.spec, Stable: c.stable, Step: c.step, Steps: simulatedSteps, Aborts: slices.Clone(c.aborts)}
+	r := Rollout{Name: "worker", PodShare: -1, Phase: c.phase, Spec: c.spec, Stable: c.stable, Step: c.step, Steps: simulatedSteps, Aborts: slices.Clone(c.aborts)}
 	if c.phase == Healthy {
 		r.HealthySince = c.since.Add(c.skew)
 	}

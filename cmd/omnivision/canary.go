@@ -26,11 +26,12 @@ func newCanaryCheckCommand() *cobra.Command {
 		Use:   "check --cluster NAME",
 		Short: "Ask a canary's questions without a canary",
 		Long: `Ask a cluster's Prometheus every question of the analysis gpu-health-check, about
-the revision that runs now, and show the answers beside the conditions. Nothing
-is changed.
+the revision that runs now, and show the answers beside the conditions; and
+count whether there are GPUs for a canary. Nothing is changed.
 
-Exits with 3 if a question fails, or if one that asks for presence finds
-nothing: a canary would then pause, or abort for no fault of the image.`,
+Exits with 3 if a question fails, if one that asks for presence finds nothing,
+or if GPUs are missing: a canary would then pause, or abort for no fault of the
+image.`,
 		Example: `  omnivision canary check --cluster cluster-aws
   omnivision canary check -c cluster-gcp -o json | jq '.answers[] | select(.values == [])'
   omnivision canary check -c cluster-aws --context cluster-aws=my-eks-context`,
@@ -55,7 +56,7 @@ nothing: a canary would then pause, or abort for no fault of the image.`,
 				err = report.Write(cmd.OutOrStdout())
 			}
 			if err == nil && report.Bad() {
-				err = codedError{exitUnhealthy, errors.New("a canary would not be judged: see the questions without an answer")}
+				err = codedError{exitUnhealthy, errors.New("a canary would pause, or abort for no fault of the image: see the questions without an answer, and the GPUs")}
 			}
 			return err
 		},

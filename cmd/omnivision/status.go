@@ -181,7 +181,7 @@ func printApplications(w io.Writer, cluster localfleet.ClusterStatus) {
 func printRollouts(w io.Writer, cluster localfleet.ClusterStatus) {
 	fmt.Fprintln(w, "  ROLLOUT\tPHASE\tSTEP\tWEIGHT\tPODS")
 	for _, r := range cluster.Rollouts {
-		fmt.Fprintf(w, "  %s\t%s\t%s\t%d %% (%d %% of Pods)\t%d/%d\n", r.Name, r.Phase, r.Step, r.Weight, r.EffectiveWeight, r.Ready, r.Replicas)
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%d/%d\n", r.Name, r.Phase, r.Step, r.WeightText(), r.Ready, r.Replicas)
 	}
 }
 

@@ -210,9 +210,10 @@ func newCluster(dir string, portBase, i int, spec ClusterSpec) (Cluster, error) 
 }
 
 // nodeShapes gives a cluster one GPU node and one CPU node with the labels and
-// taints that the cloud's own node groups have, each in a zone of its own.
+// taints that the cloud's own node groups have, each in a zone of its own. Two
+// workers are two GPUs, and as many again when a canary of theirs is promoted.
 func nodeShapes(spec ClusterSpec) ([]Node, error) {
-	gpu := Node{Name: "gpu-0", GPUs: 2, Taint: "nvidia.com/gpu=present:NoSchedule"}
+	gpu := Node{Name: "gpu-0", GPUs: 4, Taint: "nvidia.com/gpu=present:NoSchedule"}
 	cpu := Node{Name: "cpu-0"}
 	switch spec.Cloud {
 	case "aws":

@@ -93,7 +93,7 @@ func TestAbortedCanaryIsToldWithItsEvidence(t *testing.T) {
 	c, _ := start(t, "aborted.yaml", nil)
 	r := look(t, c)
 	good, bad := fleet.Release{Tag: "0.1.0-1", Digest: digest("a")}, fleet.Release{Tag: "0.1.0-2", Digest: digest("b")}
-	if r.Spec != bad || r.Stable != good || r.Phase != steward.Degraded || !r.HealthySince.IsZero() || r.Step != 1 || r.Steps != 4 || r.Weight != 5 {
+	if r.Spec != bad || r.Stable != good || r.Phase != steward.Degraded || !r.HealthySince.IsZero() || r.Step != 1 || r.Steps != 4 || r.Weight != 5 || r.PodShare != 25 {
 		t.Errorf("the Rollout is %+v", r)
 	}
 	if len(r.Aborts) != 1 {
@@ -229,10 +229,10 @@ func TestWeightIsTheShareOfPodsWhereNothingRoutes(t *testing.T) {
 		name, current string
 		routed        bool
 		want          int
-	}{{"by Pods", "bbb", false, 25}, {"by requests", "bbb", true, -1}, {"no canary", "aaa", false, -1}} {
+	}{{"by Pods", "bbb", false, 25}, {"by requests", "bbb", true, -1}} {
 		c, _ := start(t, "aborted.yaml", nil, canary(test.current, test.routed))
-		if r := look(t, c); r.Pods != test.want {
-			t.Errorf("%s: the share is %d, want %d", test.name, r.Pods, test.want)
+		if r := look(t, c); r.PodShare != test.want {
+			t.Errorf("%s: the share is %d, want %d", test.name, r.PodShare, test.want)
 		}
 	}
 }

@@ -53,7 +53,7 @@ func (s *snapshot) rollout(u *unstructured.Unstructured, of image) steward.Rollo
 		r.HealthySince = condition(u, "Healthy")
 	}
 	r.Step, r.Steps, r.Weight = progress(u)
-	r.Pods = share(u)
+	r.PodShare = podShare(u)
 	r.Inconclusive = s.inconclusive(u, current)
 	r.Aborts = s.aborts(u, of, r)
 	return r
@@ -114,15 +114,18 @@ func progress(u *unstructured.Unstructured) (step, steps, weight int) {
 	return min(int(index)+1, len(all)), len(all), weight
 }
 
-// share is the canary's percentage of the Pods, where that is its share of the requests.
-func share(u *unstructured.Unstructured) int {
-	_, routed, _ := unstructured.NestedMap(u.Object, "spec", "strategy", "canary", "trafficRouting")
-	all, _, _ := unstructured.NestedInt64(u.Object, "status", "replicas")
-	canary, _, _ := unstructured.NestedInt64(u.Object, "status", "updatedReplicas")
-	if routed || all == 0 || text(u, "status", "currentPodHash") == text(u, "status", "stableRS") {
+// podShare is the percentage of Pods that are canaries; -1 where a traffic router shifts
+// requests and the number of Pods says nothing.
+func podShare(u *unstructured.Unstructured) int {
+	if _, routed, _ := unstructured.NestedMap(u.Object, "spec", "strategy", "canary", "trafficRouting"); routed {
 		return -1
 	}
-	return int(100 * canary / all)
+	updated, _, _ := unstructured.NestedInt64(u.Object, "status", "updatedReplicas")
+	all, _, _ := unstructured.NestedInt64(u.Object, "status", "replicas")
+	if all == 0 {
+		return 0
+	}
+	return int(100 * updated / all)
 }
 
 // release is what the ReplicaSet of a revision runs.

@@ -1,6 +1,8 @@
 // Package preflight asks the questions of a canary's analysis without a canary, so that a
 // broken query or a missing exporter is found before a release meets it (P16).
 //
+// It also counts whether there are GPUs for a canary (P15).
+//
 // It reads the AnalysisTemplate that the cluster has, and reaches Prometheus through the API
 // server, so it works wherever kubectl does. It judges nothing: the conditions are the
 // analysis's.
@@ -47,10 +49,14 @@ type Report struct {
 	Rollout string   `json:"rollout"`
 	Hash    string   `json:"podTemplateHash"` // that was asked about: the one that runs
 	Answers []Answer `json:"answers"`
+	// Room is nil where workers ask for no GPU.
+	Room *Room `json:"room,omitempty"`
 }
 
-// Bad reports whether an answer is.
-func (r Report) Bad() bool { return slices.ContainsFunc(r.Answers, Answer.Bad) }
+// Bad reports whether an answer is, or room is missing.
+func (r Report) Bad() bool {
+	return slices.ContainsFunc(r.Answers, Answer.Bad) || r.Room != nil && !r.Room.Enough()
+}
 
 // Check asks every question of the template about the revision that a Rollout runs now.
 func Check(ctx context.Context, config *rest.Config, cluster, namespace string) (Report, error) {
@@ -70,7 +76,8 @@ func Check(ctx context.Context, config *rest.Config, cluster, namespace string) 
 		return Report{}, fmt.Errorf("listing Rollouts of %s: %w", namespace, err)
 	}
 	report := Report{Cluster: cluster}
-	if report.Rollout, report.Hash = judged(rollouts.Items); report.Hash == "" {
+	rollout, hash := judged(rollouts.Items)
+	if report.Rollout, report.Hash = rollout.GetName(), hash; hash == "" {
 		return Report{}, fmt.Errorf("no Rollout of %s is judged by %s and runs: release something first", namespace, Template)
 	}
 	prometheus, err := newProxy(config)
@@ -83,21 +90,22 @@ func Check(ctx context.Context, config *rest.Config, cluster, namespace string) 
 			report.Answers = append(report.Answers, ask(ctx, prometheus, metric, report.Hash))
 		}
 	}
-	return report, nil
+	report.Room, err = room(ctx, client, rollout)
+	return report, err
 }
 
 // judged finds the Rollout whose canaries the template judges, and the revision it runs.
-func judged(rollouts []unstructured.Unstructured) (name, hash string) {
+func judged(rollouts []unstructured.Unstructured) (rollout unstructured.Unstructured, hash string) {
 	for _, r := range rollouts {
 		templates, _, _ := unstructured.NestedSlice(r.Object, "spec", "strategy", "canary", "analysis", "templates")
 		for _, t := range templates {
 			if entry, ok := t.(map[string]any); ok && entry["templateName"] == Template {
 				hash, _, _ := unstructured.NestedString(r.Object, "status", "currentPodHash")
-				return r.GetName(), hash
+				return r, hash
 			}
 		}
 	}
-	return "", ""
+	return unstructured.Unstructured{}, ""
 }
 
 func ask(ctx context.Context, p *proxy, metric map[string]any, hash string) Answer {
@@ -107,7 +115,9 @@ func ask(ctx context.Context, p *proxy, metric map[string]any, hash string) Answ
 	}
 	a := Answer{Metric: text("name"), Success: text("successCondition"), Failure: text("failureCondition")}
 	a.Presence = strings.HasSuffix(a.Metric, "-reports")
-	a.Query = strings.TrimSpace(strings.ReplaceAll(text("provider", "prometheus", "query"), "{{args.canary-hash}}", hash))
+	// Without a canary the running version stands for both sides of a comparison.
+	args := strings.NewReplacer("{{args.canary-hash}}", hash, "{{args.stable-hash}}", hash)
+	a.Query = strings.TrimSpace(args.Replace(text("provider", "prometheus", "query")))
 	var err error
 	if a.Values, err = p.query(ctx, text("provider", "prometheus", "address"), a.Query); err != nil {
 		a.Error = err.Error()
@@ -192,5 +202,9 @@ func (r Report) Write(w io.Writer) error {
 		}
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", a.Metric, answer, a.Success, a.Failure)
 	}
-	return table.Flush()
+	if err := table.Flush(); err != nil || r.Room == nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "\n%s\n", r.Room)
+	return err
 }

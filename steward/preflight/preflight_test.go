@@ -23,7 +23,8 @@ func server(t *testing.T, answers map[string]string) *rest.Config {
 		switch r.URL.Path {
 		case argo + "analysistemplates/gpu-health-check":
 			_, _ = w.Write([]byte(`{"apiVersion":"argoproj.io/v1alpha1","kind":"AnalysisTemplate","metadata":{"name":"gpu-health-check"},"spec":{"metrics":[` +
-				metric("worker-reports", "count(x{pod=~'worker-{{args.canary-hash}}-.*'})") + "," + metric("worker-cuda-errors", "sum(x)") + `]}}`))
+				metric("worker-reports", "count(x{pod=~'worker-{{args.canary-hash}}-.*'})") + "," + metric("worker-cuda-errors", "sum(x)") + "," +
+				metric("error-rate-reports", "count(y{pod=~'worker-{{args.canary-hash}}-.*'}) and count(y{pod=~'worker-{{args.stable-hash}}-.*'})") + `]}}`))
 		case argo + "rollouts":
 			_, _ = w.Write([]byte(`{"apiVersion":"argoproj.io/v1alpha1","kind":"RolloutList","items":[{"apiVersion":"argoproj.io/v1alpha1","kind":"Rollout","metadata":{"name":"worker"},
 				"spec":{"strategy":{"canary":{"analysis":{"templates":[{"templateName":"gpu-health-check"}]}}}},"status":{"currentPodHash":"abc"}}]}`))
@@ -47,16 +48,18 @@ func server(t *testing.T, answers map[string]string) *rest.Config {
 func TestCheckAsksWhatTheAnalysisAsks(t *testing.T) {
 	const some, none = `{"status":"success","data":{"resultType":"vector","result":[{"metric":{},"value":[1,"2"]}]}}`, `{"status":"success","data":{"resultType":"vector","result":[]}}`
 	const presence, errors = "count(x{pod=~'worker-abc-.*'})", "sum(x)"
+	const both = "count(y{pod=~'worker-abc-.*'}) and count(y{pod=~'worker-abc-.*'})"
 	for _, test := range []struct {
 		name    string
 		answers map[string]string
 		bad     bool
 		want    string
 	}{
-		{"all is there", map[string]string{presence: some, errors: some}, false, "worker-reports      2 "},
-		{"no errors yet", map[string]string{presence: some, errors: none}, false, "worker-cuda-errors  no data"},
-		{"no exporter", map[string]string{presence: none, errors: none}, true, "worker-reports      NO DATA"},
-		{"a query that does not parse", map[string]string{presence: some, errors: `{"status":"error","errorType":"bad_data","error":"parse error"}`}, true, "ERROR: refused by Prometheus: parse error"},
+		{"all is there", map[string]string{presence: some, errors: some, both: some}, false, "worker-reports      2 "},
+		{"no errors yet", map[string]string{presence: some, errors: none, both: some}, false, "worker-cuda-errors  no data"},
+		{"no exporter", map[string]string{presence: none, errors: none, both: some}, true, "worker-reports      NO DATA"},
+		{"a side that does not report", map[string]string{presence: some, errors: none, both: none}, true, "error-rate-reports  NO DATA"},
+		{"a query that does not parse", map[string]string{presence: some, both: some, errors: `{"status":"error","errorType":"bad_data","error":"parse error"}`}, true, "ERROR: refused by Prometheus: parse error"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			report, err := Check(t.Context(), server(t, test.answers), "cluster-aws", "omnivision")

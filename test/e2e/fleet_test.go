@@ -165,6 +165,7 @@ func TestFleet(t *testing.T) {
 		{"VulnerableImageStops", testVulnerableStops},
 		{"GateRefusesForeign", testGateRefusesForeign},
 		{"Quarantine", testQuarantine},
+		{"CanaryShare", testCanaryShare},
 		{"ReleaseGoesWaveByWave", testWaves},
 		{"AbortHealsGit", testAbortHealsGit},
 		{"ForgeDownDuringAbort", testForgeDown},

@@ -182,11 +182,11 @@ func testBrokenGPU(t *testing.T) {
 			return nil
 		}
 	}
-	eventually(t, "both GPUs are whole", time.Minute, allocatable("2"))
+	eventually(t, "all GPUs are whole", time.Minute, allocatable("4"))
 	omnivision(t, "gpu", "xid", "--cluster", cluster, "1", "79")
-	eventually(t, "the broken GPU leaves the node", time.Minute, allocatable("1"))
+	eventually(t, "the broken GPU leaves the node", time.Minute, allocatable("3"))
 	omnivision(t, "gpu", "reset", "--cluster", cluster, "1")
-	eventually(t, "the reset GPU comes back", time.Minute, allocatable("2"))
+	eventually(t, "the reset GPU comes back", time.Minute, allocatable("4"))
 	eventually(t, "Oregon is healthy", 5*time.Minute, func() error { return healthy(t) })
 }
 

@@ -1,8 +1,14 @@
 {{/*
 What a canary's weights come to. Without a traffic router Argo Rollouts turns
-them into whole Pods (P10); the same arithmetic is done here, so that the
-effective weight can be shown and a canary without a Pod refused (P11).
+them into whole Pods (P10), with one it brings Pods for the share of requests;
+the same arithmetic is done here, so that both can be shown, and a canary
+without a Pod refused (P11).
 */}}
+
+{{/* Not empty if requests are shifted, and not Pods. */}}
+{{- define "omnivision.component.routed" -}}
+{{- if ne .values.canary.trafficRouting "none" -}}true{{- end -}}
+{{- end -}}
 
 {{/* A number or a percentage of .of, as a number. Surges round up. */}}
 {{- define "omnivision.canary.surge" -}}
@@ -54,20 +60,82 @@ v1.10.2, so such weights are refused. */}}
 {{- include "omnivision.canary.pods" (dict "replicas" $replicas "weight" .weight "surge" $surge) -}}
 {{- end -}}
 
+{{/* "<canary Pods>/<all Pods>" while requests are shifted: Pods for .weight of
+.component's replicas, rounded up, beside the stable ones. .scale is the step
+setCanaryScale that holds, if any. */}}
+{{- define "omnivision.component.routedPods" -}}
+{{- $replicas := include "omnivision.component.replicas" .component | int -}}
+{{- $scale := default dict .scale -}}
+{{- $of := int .weight -}}
+{{- if hasKey $scale "weight" -}}{{- $of = int $scale.weight -}}{{- end -}}
+{{- $canary := int (div (add (mul $replicas $of) 99) 100) -}}
+{{- if hasKey $scale "replicas" -}}{{- $canary = int $scale.replicas -}}{{- end -}}
+{{- $stable := $replicas -}}
+{{- if .component.values.canary.dynamicStableScale -}}
+{{- $stable = int (div (add (mul $replicas (sub 100 (int .weight))) 99) 100) -}}
+{{- end -}}
+{{ $canary }}/{{ add $canary $stable }}
+{{- end -}}
+
+{{/* A JSON list of the steps that set a weight or a scale, each with the
+weight that it sets, and "<canary Pods>/<all Pods>". */}}
+{{- define "omnivision.component.weightSteps" -}}
+{{- $component := . -}}
+{{- $scale := dict -}}{{- $weight := 0 -}}
+{{- $steps := list -}}
+{{- range $i, $step := .values.canary.steps -}}
+{{- if hasKey $step "setCanaryScale" -}}
+{{- $scale = ternary dict $step.setCanaryScale (hasKey $step.setCanaryScale "matchTrafficWeight") -}}
+{{- end -}}
+{{- if hasKey $step "setWeight" -}}{{- $weight = int $step.setWeight -}}{{- end -}}
+{{- if or (hasKey $step "setWeight") (hasKey $step "setCanaryScale") -}}
+{{- $pods := "" -}}
+{{- if include "omnivision.component.routed" $component -}}
+{{- $pods = include "omnivision.component.routedPods" (dict "component" $component "weight" $weight "scale" $scale) -}}
+{{- else -}}
+{{- $pods = include "omnivision.component.canaryPods" (dict "component" $component "weight" $weight) -}}
+{{- end -}}
+{{- $steps = append $steps (dict "index" $i "weight" $weight "sets" (hasKey $step "setWeight") "pods" $pods) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $steps -}}
+{{- end -}}
+
+{{/* The most Pods that there are at a time, from the first step to the
+promotion. With a router the stable Pods stay until the canary has all requests. */}}
+{{- define "omnivision.component.peakPods" -}}
+{{- $replicas := include "omnivision.component.replicas" . | int -}}
+{{- if not (include "omnivision.component.routed" .) -}}
+{{ add $replicas (include "omnivision.canary.surge" (dict "value" .values.canary.maxSurge "of" $replicas) | int) }}
+{{- else if not .values.canary.dynamicStableScale -}}
+{{ mul 2 $replicas }}
+{{- else -}}
+{{- /* The canary's Pods come before the stable ones of the step before go. */ -}}
+{{- $peak := $replicas -}}{{- $stable := $replicas -}}
+{{- range concat (include "omnivision.component.weightSteps" . | fromJsonArray) (list (dict "pods" (printf "%d/%d" $replicas $replicas))) -}}
+{{- $pods := splitList "/" .pods -}}
+{{- $canary := index $pods 0 | int -}}
+{{- $peak = max $peak (add $canary $stable) -}}
+{{- $stable = sub (index $pods 1 | int) $canary -}}
+{{- end -}}
+{{ $peak }}
+{{- end -}}
+{{- end -}}
+
 {{/* One line for people: each weight and what it comes to. */}}
 {{- define "omnivision.component.effectiveWeights" -}}
-{{- $component := . -}}
+{{- $routed := include "omnivision.component.routed" . -}}
 {{- $words := list -}}
-{{- range .values.canary.steps -}}
-{{- if hasKey . "setWeight" -}}
-{{- $weight := int .setWeight -}}
-{{- if eq $component.values.canary.trafficRouting "none" -}}
-{{- $pods := include "omnivision.component.canaryPods" (dict "component" $component "weight" $weight) | splitList "/" -}}
+{{- range include "omnivision.component.weightSteps" . | fromJsonArray -}}
+{{- if .sets -}}
+{{- $weight := int .weight -}}
+{{- $pods := splitList "/" .pods -}}
 {{- $canary := index $pods 0 | int -}}{{- $all := index $pods 1 | int -}}
+{{- if $routed -}}
+{{- $words = append $words (printf "setWeight %d is %d%% of requests, by %d of %d Pods" $weight $weight $canary $all) -}}
+{{- else -}}
 {{- $percent := div (add (mul $canary 200) $all) (mul 2 $all) -}}
 {{- $words = append $words (printf "setWeight %d is %d of %d Pods (%d%%)" $weight $canary $all $percent) -}}
-{{- else -}}
-{{- $words = append $words (printf "setWeight %d is %d%% of requests" $weight $weight) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -73,14 +73,18 @@ app.kubernetes.io/component: {{ .name }}
 {{ ternary .values.hpa.minReplicas .values.replicas .values.hpa.enabled | int }}
 {{- end -}}
 
+{{/* The workers behind Traefik's internal entry point. */}}
+{{- define "omnivision.worker.routedURL" -}}
+http://{{ include "omnivision.component.name" (dict "root" . "name" "worker") }}-routed:{{ .Values.global.traefik.internalPort | int }}
+{{- end -}}
+
 {{- define "omnivision.workerURL" -}}
-{{- $worker := include "omnivision.component.name" (dict "root" . "name" "worker") -}}
 {{- if .Values.ui.workerURL -}}
 {{ .Values.ui.workerURL }}
 {{- else if eq .Values.aiWorker.canary.trafficRouting "traefik" -}}
-http://{{ $worker }}-routed:{{ .Values.global.traefik.internalPort | int }}
+{{ include "omnivision.worker.routedURL" . }}
 {{- else -}}
-http://{{ $worker }}:8080
+http://{{ include "omnivision.component.name" (dict "root" . "name" "worker") }}:8080
 {{- end -}}
 {{- end -}}
 

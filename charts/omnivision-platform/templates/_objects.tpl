@@ -117,6 +117,25 @@ spec:
       - {name: {{ $name }}-canary, port: http, weight: 0}
 {{- end -}}
 
+{{/* How Argo Rollouts shifts requests. It finds the objects by these names. */}}
+{{- define "omnivision.trafficRouting" -}}
+{{- $name := include "omnivision.component.name" . -}}
+{{- if eq .values.canary.trafficRouting "traefik" -}}
+traefik:
+  weightedTraefikServiceName: {{ $name }}
+{{- else if eq .values.canary.trafficRouting "alb" -}}
+alb:
+  ingress: {{ $name }}
+  rootService: {{ $name }}
+  servicePort: 8080
+{{- else if eq .values.canary.trafficRouting "gatewayAPI" -}}
+plugins:
+  argoproj-labs/gatewayAPI:
+    httpRoute: {{ $name }}
+    namespace: {{ .root.Release.Namespace }}
+{{- end -}}
+{{- end -}}
+
 {{/* Where an IngressRoute leads: to both revisions by weight, or to all Pods. */}}
 {{- define "omnivision.routeTarget" -}}
 {{- if eq .values.canary.trafficRouting "traefik" -}}
@@ -124,6 +143,79 @@ spec:
 {{- else -}}
 - {kind: Service, name: {{ include "omnivision.component.name" . }}, port: http}
 {{- end -}}
+{{- end -}}
+
+{{/* An HTTPRoute to both revisions by weight, which Argo Rollouts' plugin
+writes, or to all Pods. .route has gateway, host, path and annotations. */}}
+{{- define "omnivision.httpRoute" -}}
+{{- $name := include "omnivision.component.name" . -}}
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata:
+  name: {{ $name }}
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "omnivision.component.labels" . | nindent 4 }}
+  {{- with .route.annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  parentRefs:
+    - name: {{ .route.gateway.name }}
+      namespace: {{ default .root.Release.Namespace .route.gateway.namespace }}
+      {{- with .route.gateway.sectionName }}
+      sectionName: {{ . }}
+      {{- end }}
+  {{- with .route.host }}
+  hostnames: [{{ . | quote }}]
+  {{- end }}
+  rules:
+    - matches:
+        - path: {type: PathPrefix, value: {{ .route.path }}}
+      backendRefs:
+        {{- if eq .values.canary.trafficRouting "gatewayAPI" }}
+        - {name: {{ $name }}-stable, port: 8080, weight: 100}
+        - {name: {{ $name }}-canary, port: 8080, weight: 0}
+        {{- else }}
+        - {name: {{ $name }}, port: 8080}
+        {{- end }}
+{{- end -}}
+
+{{/* An Ingress to all Pods; with an ALB, to both revisions by the weights in
+the annotation that Argo Rollouts writes. .route has className, host, path,
+annotations and tlsSecretName. */}}
+{{- define "omnivision.ingress" -}}
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: {{ include "omnivision.component.name" . }}
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "omnivision.component.labels" . | nindent 4 }}
+  {{- with .route.annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  ingressClassName: {{ .route.className }}
+  rules:
+    - {{ with .route.host }}host: {{ . | quote }}
+      {{ end }}http:
+        paths:
+          - path: {{ .route.path }}
+            pathType: Prefix
+            backend:
+              service:
+                name: {{ include "omnivision.component.name" . }}
+                port: {name: {{ ternary "use-annotation" "http" (eq .values.canary.trafficRouting "alb") }}}
+  {{- with .route.tlsSecretName }}
+  tls:
+    - secretName: {{ . }}
+      {{- with $.route.host }}
+      hosts: [{{ . | quote }}]
+      {{- end }}
+  {{- end }}
 {{- end -}}
 
 {{/* Pods of a namespace, for NetworkPolicies. */}}

@@ -19,6 +19,8 @@ metadata:
   annotations:
     # What the canary's weights come to (P10).
     omnivision.ai/effective-weights: {{ include "omnivision.component.effectiveWeights" . | quote }}
+    # The most Pods that a canary takes, the stable ones included (P15).
+    omnivision.ai/canary-peak-pods: {{ include "omnivision.component.peakPods" . | quote }}
 spec:
   {{- /* With an HPA the number is the HPA's: Git must not have an opinion (P9). */}}
   {{- if not $v.hpa.enabled }}
@@ -37,11 +39,10 @@ spec:
     canary:
       stableService: {{ $name }}-stable
       canaryService: {{ $name }}-canary
-      {{- if eq $v.canary.trafficRouting "traefik" }}
+      {{- if include "omnivision.component.routed" . }}
       dynamicStableScale: {{ $v.canary.dynamicStableScale }}
       trafficRouting:
-        traefik:
-          weightedTraefikServiceName: {{ $name }}
+        {{- include "omnivision.trafficRouting" . | nindent 8 }}
       {{- else }}
       maxSurge: {{ toJson $v.canary.maxSurge }}
       maxUnavailable: {{ toJson $v.canary.maxUnavailable }}
@@ -58,6 +59,9 @@ spec:
           - name: canary-hash
             valueFrom:
               podTemplateHashValue: Latest
+          - name: stable-hash
+            valueFrom:
+              podTemplateHashValue: Stable
       {{- end }}
       steps:
         {{- toYaml $v.canary.steps | nindent 8 }}

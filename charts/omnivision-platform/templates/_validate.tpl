@@ -12,6 +12,9 @@ Every message names the key and the fix; all of them are given at once.
 {{- $problems = concat $problems (include "omnivision.validate.component" $c | fromJsonArray) -}}
 {{- end -}}
 {{- end -}}
+{{- if .Values.aiWorker.enabled -}}
+{{- $problems = concat $problems (include "omnivision.validate.workerRoute" . | fromJsonArray) -}}
+{{- end -}}
 {{- if .Values.ui.enabled -}}
 {{- $problems = concat $problems (include "omnivision.validate.ui" . | fromJsonArray) -}}
 {{- end -}}
@@ -35,9 +38,12 @@ Every message names the key and the fix; all of them are given at once.
 {{- end -}}
 {{- $replicas := include "omnivision.component.replicas" . | int -}}
 {{- $replicasKey := ternary (printf "%s.hpa.minReplicas" $key) (printf "%s.replicas" $key) $v.hpa.enabled -}}
-{{- $routed := ne $v.canary.trafficRouting "none" -}}
+{{- $routed := include "omnivision.component.routed" . -}}
 {{- if and (not $routed) (regexMatch "^0%?$" (toString $v.canary.maxSurge)) (regexMatch "^0%?$" (toString $v.canary.maxUnavailable)) -}}
 {{- $problems = append $problems (printf "%s.canary.maxSurge and %s.canary.maxUnavailable are both 0: no Pod could ever be replaced. Set maxUnavailable: 1 where Pods are scarce, or maxSurge: 1 where there is room for one more" $key $key) -}}
+{{- end -}}
+{{- if and (eq $v.canary.trafficRouting "alb") (ne .root.Values.global.cloudProvider "aws") -}}
+{{- $problems = append $problems (printf "%s.canary.trafficRouting alb is a load balancer of aws: use traefik, or gatewayAPI" $key) -}}
 {{- end -}}
 {{- $largest := 0 -}}
 {{- range $i, $step := $v.canary.steps -}}
@@ -52,6 +58,16 @@ Every message names the key and the fix; all of them are given at once.
 {{- end -}}
 {{- if and (hasKey $step "setCanaryScale") (not $routed) -}}
 {{- $problems = append $problems (printf "%s.canary.steps[%d].setCanaryScale works with traffic routing only: use setWeight, or set %s.canary.trafficRouting" $key $i $key) -}}
+{{- end -}}
+{{- end -}}
+{{- if $routed -}}
+{{- range include "omnivision.component.weightSteps" $c | fromJsonArray -}}
+{{- if and (gt (int .weight) 0) (hasPrefix "0/" .pods) -}}
+{{- $problems = append $problems (printf "%s.canary.steps[%d] leaves the canary no Pod for its %d%% of requests: Argo Rollouts would send them none, and the canary would pass without having run (P11). Set setCanaryScale: {replicas: 1}, or {matchTrafficWeight: true}" $key (int .index) (int .weight)) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.canary.dynamicStableScale (include "omnivision.component.scales" $c) -}}
+{{- $problems = append $problems (printf "%s.canary.dynamicStableScale shrinks the stable version by setWeight, whatever setCanaryScale makes of the canary: its requests would overrun too few Pods. Take the setCanaryScale steps out, or dynamicStableScale: false" $key) -}}
 {{- end -}}
 {{- end -}}
 {{- if eq $largest 0 -}}
@@ -72,17 +88,45 @@ Every message names the key and the fix; all of them are given at once.
 {{- toJson $problems -}}
 {{- end -}}
 
+{{/* Not empty if a step makes the canary smaller or larger than its weight. */}}
+{{- define "omnivision.component.scales" -}}
+{{- range .values.canary.steps -}}
+{{- if and (hasKey . "setCanaryScale") (not (hasKey (default dict .setCanaryScale) "matchTrafficWeight")) -}}true{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A JSON list: what an ALB or a Gateway in front of the workers asks for. */}}
+{{- define "omnivision.validate.workerRoute" -}}
+{{- $worker := .Values.aiWorker -}}
+{{- $router := $worker.canary.trafficRouting -}}
+{{- $problems := list -}}
+{{- if and (eq $router "gatewayAPI") (not $worker.route.gateway.name) -}}
+{{- $problems = append $problems "aiWorker.route.gateway.name is empty: name the Gateway, one inside the cluster, that leads to the workers" -}}
+{{- end -}}
+{{- if has $router (list "alb" "gatewayAPI") -}}
+{{- if and .Values.ui.enabled (not .Values.ui.workerURL) -}}
+{{- $problems = append $problems (printf "ui.workerURL is empty: with aiWorker.canary.trafficRouting %s the UI reaches the workers by the router's address, or the canary would get none of its requests. Set it, such as http://workers.internal.example.com" $router) -}}
+{{- end -}}
+{{- if and .Values.networkPolicy.enabled (not $worker.networkPolicy.extraIngress) -}}
+{{- $problems = append $problems (printf "aiWorker.networkPolicy.extraIngress is empty: the network policy would not let the %s through to the workers. Add a rule with its addresses or Pods, for port http" (ternary "ALB" "Gateway" (eq $router "alb"))) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $problems -}}
+{{- end -}}
+
 {{- define "omnivision.validate.ui" -}}
 {{- $ui := .Values.ui -}}
 {{- $problems := list -}}
+{{- $holds := dict "traefik" (list "IngressRoute" "None") "alb" (list "Ingress") "gatewayAPI" (list "HTTPRoute") -}}
+{{- $router := $ui.canary.trafficRouting -}}
+{{- if and (hasKey $holds $router) (not (has $ui.expose.type (index $holds $router))) -}}
+{{- $problems = append $problems (printf "ui.canary.trafficRouting %s cannot shift the requests of ui.expose.type %s: set ui.expose.type: %s, or trafficRouting: none" $router $ui.expose.type (index $holds $router | first)) -}}
+{{- end -}}
 {{- if and (not .Values.aiWorker.enabled) (not $ui.workerURL) -}}
 {{- $problems = append $problems "ui.workerURL is empty and aiWorker.enabled is false: the UI would have no worker. Set ui.workerURL to the workers' address" -}}
 {{- end -}}
 {{- if and $ui.workerURL .Values.networkPolicy.enabled (not $ui.networkPolicy.extraEgress) -}}
 {{- $problems = append $problems "ui.workerURL leads out of this release and ui.networkPolicy.extraEgress is empty: the network policy would not let the UI through. Add an egress rule for that address" -}}
-{{- end -}}
-{{- if and (eq $ui.canary.trafficRouting "traefik") (not (has $ui.expose.type (list "IngressRoute" "None"))) -}}
-{{- $problems = append $problems (printf "ui.canary.trafficRouting traefik cannot shift the requests of ui.expose.type %s: set ui.expose.type: IngressRoute, or trafficRouting: none" $ui.expose.type) -}}
 {{- end -}}
 {{- if and (eq $ui.expose.type "HTTPRoute") (not $ui.expose.gateway.name) -}}
 {{- $problems = append $problems "ui.expose.gateway.name is empty: name the Gateway that the HTTPRoute attaches to" -}}

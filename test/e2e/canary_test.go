@@ -1,0 +1,186 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/omnivision/omnivision/worker/api"
+)
+
+// testCanaryShare releases a good worker and holds its canary at 5 %: of 2,000 requests that
+// come by the UI 5 % are the canary's, and none fails. Without the exporter of the canary's
+// GPUs the release neither aborts nor goes on.
+func testCanaryShare(t *testing.T) {
+	const cluster = "cluster-aws"
+	g := clone(t)
+	const file = "infrastructure/cluster-aws/values-overrides.yaml"
+	// The same steps as in production; the first pause ends by hand, and the analysis asks
+	// more often.
+	var before string
+	g.edit(t, file, func(s string) string {
+		before = s
+		return strings.TrimRight(s, "\n") + `
+gpuHealthCheck:
+  initialDelay: 45s
+  interval: 5s
+  missingDataLimit: 4
+aiWorker:
+  canary:
+    steps: [{setWeight: 5}, {pause: {}}, {setWeight: 50}, {pause: {duration: 10s}}]
+`
+	})
+	digest := releaseWorker(t, "// A change that is good.")
+	waitForWeight(t, cluster, digest, 5)
+	countShare(t, digest)
+	exporterDown(t, cluster)
+	runs(t, cluster, digest)
+	g.run(t, "pull", "--quiet", "--rebase", "origin", "main")
+	g.edit(t, file, func(string) string { return before })
+	eventually(t, "Oregon is healthy", 5*time.Minute, func() error { return healthy(t) })
+}
+
+// waitForWeight waits until Traefik has what Argo Rollouts says.
+func waitForWeight(t *testing.T, cluster, canary string, percent int) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("the canary has %d %%", percent), 3*time.Minute, func() error {
+		weights := kubectl(t, cluster, "get", "traefikservice", workerRollout, "-n", "omnivision", "-o", "jsonpath={.spec.weighted.services[*].weight}")
+		if want := fmt.Sprintf("%d %d", 100-percent, percent); weights != want {
+			return fmt.Errorf("the weights of stable and canary are %s, want %s", weights, want)
+		}
+		return nil
+	})
+	// Traefik applies what it has heard of at most every two seconds.
+	eventually(t, "Traefik has heard of it", time.Minute, func() error {
+		for range 40 {
+			if _, digest, err := refused(t.Context()); err == nil && digest == canary {
+				return nil
+			}
+		}
+		return fmt.Errorf("none of 40 requests was the canary's")
+	})
+}
+
+// refused sends a generation without a prompt. It takes the way of every other, and a worker
+// refuses it at once, without a GPU, and says who it is.
+func refused(ctx context.Context) (status int, digest string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, regions[0].ui+api.GenerationsPath, strings.NewReader("{}"))
+	if err != nil {
+		return 0, "", err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return 0, "", err
+	}
+	defer response.Body.Close()
+	_, err = io.Copy(io.Discard, response.Body)
+	return response.StatusCode, response.Header.Get(api.PrefixWorker + "Digest"), err
+}
+
+// countShare sends 2,000 requests by the UI and counts whose they were.
+func countShare(t *testing.T, canary string) {
+	t.Helper()
+	const all, callers = 2000, 8
+	var mu sync.Mutex
+	served, failed := map[string]int{}, map[string]int{}
+	var group sync.WaitGroup
+	for range callers {
+		group.Go(func() {
+			for range all / callers {
+				status, digest, err := refused(t.Context())
+				mu.Lock()
+				served[digest]++
+				if err != nil || status != http.StatusBadRequest {
+					failed[fmt.Sprintf("of %q: %d, %v", digest, status, err)]++
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	begin := time.Now()
+	group.Wait()
+	share := 100 * float64(served[canary]) / all
+	t.Logf("%d requests in %s: the canary served %.2f %%: %v", all, time.Since(begin).Round(time.Second), share, served)
+	if share < 3.5 || share > 6.5 {
+		t.Errorf("the canary served %.2f %% of the requests, not 5 ± 1.5", share)
+	}
+	if len(served) != 2 {
+		t.Errorf("requests were served by %v, want a stable version and a canary", served)
+	}
+	for what, count := range failed {
+		t.Errorf("%d requests failed, %s", count, what)
+	}
+}
+
+// exporterDown stops the program that reports the canary's GPUs: the analysis must tell that it
+// cannot tell, which neither aborts nor promotes (P16).
+func exporterDown(t *testing.T, cluster string) {
+	t.Helper()
+	pids := exporters(t, cluster)
+	if len(pids) == 0 {
+		t.Fatalf("no process of %s is the exporter's", cluster)
+	}
+	resume := func() {
+		for _, pid := range pids {
+			_ = syscall.Kill(pid, syscall.SIGCONT) // the kubelet may have replaced it
+		}
+	}
+	t.Cleanup(resume)
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	took := eventually(t, "the analysis pauses the canary", 3*time.Minute, func() error {
+		state := rolloutState(t, cluster)
+		if !strings.Contains(state, "InconclusiveAnalysisRun") {
+			return fmt.Errorf("its state is %s", state)
+		}
+		return nil
+	})
+	resume()
+	state := rolloutState(t, cluster)
+	t.Logf("the exporter is down, and after %.0f s the canary paused: %s", took.Seconds(), state)
+	if strings.Contains(state, "abort=true") || !strings.Contains(state, "weight=5 ") || !strings.Contains(state, "step=1 ") {
+		t.Errorf("without data the canary did not stay where it was: %s", state)
+	}
+	if why := kubectl(t, cluster, "get", "analysisruns", "-n", "omnivision", "-o", `jsonpath={.items[?(@.status.phase=="Inconclusive")].status.message}`); !strings.Contains(why, "dcgm-reports") {
+		t.Errorf("the analysis does not say which question had no answer: %q", why)
+	}
+}
+
+func rolloutState(t *testing.T, cluster string) string {
+	t.Helper()
+	return kubectl(t, cluster, "get", "rollout", workerRollout, "-n", "omnivision", "-o",
+		"jsonpath=abort={.status.abort} step={.status.currentStepIndex} weight={.status.canary.weights.canary.weight} pauses={.status.pauseConditions[*].reason} {.status.message}")
+}
+
+// exporters are the processes of a cluster's GPU substitute.
+func exporters(t *testing.T, cluster string) []int {
+	t.Helper()
+	var found []int
+	for _, pid := range processes(t) {
+		command, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err != nil {
+			continue // it has ended
+		}
+		groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+		program, _, _ := strings.Cut(string(command), "\x00")
+		if err == nil && strings.HasSuffix(program, "gpu-substitute") && strings.Contains(string(groups), "/"+cluster+"/") {
+			found = append(found, pid)
+		}
+	}
+	return found
+}
