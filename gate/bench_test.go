@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -28,6 +29,7 @@ import (
 
 	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/gate"
+	"github.com/omnivision/omnivision/gate/inject"
 	"github.com/omnivision/omnivision/gate/webhook"
 	"github.com/omnivision/omnivision/localfleet/ca"
 	"github.com/omnivision/omnivision/localfleet/edge/apiservertest"
@@ -70,7 +72,22 @@ const (
 	roleVariable    = "OMNIVISION_BENCH_ROLE"
 	addressVariable = "OMNIVISION_BENCH_ADDRESS"
 	filesVariable   = "OMNIVISION_BENCH_FILES"
+	sidecarVariable = "OMNIVISION_BENCH_SIDECAR"
 )
+
+// remembered answers as the gate's cache does: without asking anybody.
+type remembered struct{}
+
+func (remembered) NamespaceLabels(context.Context, string) (map[string]string, error) {
+	return map[string]string{inject.NamespaceLabel: inject.NamespaceEnabled, "pod-security.kubernetes.io/enforce": "restricted"}, nil
+}
+func (remembered) DriverInstalled(context.Context) (bool, error) { return true, nil }
+
+func benchInjector(image string) (*inject.Injector, error) {
+	config := inject.DefaultConfig()
+	config.Image, config.Cluster, config.Region = image, "cluster-aws", "us-west-2"
+	return inject.New(config, remembered{}, nil, prometheus.NewRegistry())
+}
 
 func TestMain(m *testing.M) {
 	if role := os.Getenv(roleVariable); role != "" {
@@ -85,12 +102,20 @@ func TestMain(m *testing.M) {
 func serveRole(role string) error {
 	dir := os.Getenv(filesVariable)
 	handler := emptyPair()
-	if size, gated := map[string]int{"gate": 0, "cold": coldSize}[role]; gated {
+	if size, gated := map[string]int{"gate": 0, "cold": coldSize, "injecting": 0}[role]; gated {
 		j, err := benchJudge(dir, size)
 		if err != nil {
 			return err
 		}
-		handler = webhook.New(webhook.Options{Judge: j, Audit: slog.New(slog.NewJSONHandler(os.Stdout, nil))}).Handler()
+		o := webhook.Options{Judge: j, Audit: slog.New(slog.NewJSONHandler(os.Stdout, nil))}
+		if role == "injecting" {
+			injector, err := benchInjector(os.Getenv(sidecarVariable))
+			if err != nil {
+				return err
+			}
+			o.Injectors = []webhook.Mutator{injector}
+		}
+		handler = webhook.New(o).Handler()
 	}
 	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key"))
 	if err != nil {
@@ -113,6 +138,7 @@ type scenario struct {
 	name, label string
 	images      func(i int64) []string
 	process     *process
+	injects     bool
 
 	p50, p99 []time.Duration // of each round
 	rate     []float64
@@ -122,11 +148,16 @@ type scenario struct {
 }
 
 const (
-	rounds     = 3
-	openFor    = 4 * time.Second
-	closedFor  = 3 * time.Second
+	warm       = 900 * time.Millisecond
 	openRate   = 100 // a second
 	closedWith = 50
+)
+
+// With -short it is seen to run; its figures are for nobody.
+var (
+	rounds    = 3
+	openFor   = 4 * time.Second
+	closedFor = 3 * time.Second
 )
 
 // BenchmarkAdmission measures dry-run creates of Pods on one real API server in one run: an open loop, which
@@ -136,34 +167,47 @@ func BenchmarkAdmission(b *testing.B) {
 	if os.Getenv("OMNIVISION_ENGINES") == "" {
 		b.Skip("OMNIVISION_ENGINES is not set: there is no API server to measure (make engines)")
 	}
+	if testing.Short() {
+		rounds, openFor, closedFor = 1, time.Second, time.Second
+	}
 	config := apiservertest.Start(b).Config
 	config.QPS = -1
 	client, err := kubernetes.NewForConfig(config)
 	check(b, err)
-	_, err = client.CoreV1().Namespaces().Create(b.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: apps}}, metav1.CreateOptions{})
-	check(b, err)
+	createLogged(b, client)
 	authority, err := ca.LoadOrCreate(b.TempDir())
 	check(b, err)
 	site := newSite(b)
-	empty, gated, cold := startRole(b, "empty", authority, site.root), startRole(b, "gate", authority, site.root), startRole(b, "cold", authority, site.root)
-	register(b, client, "empty", empty.address, authority.CertPEM(), false)
-	register(b, client, "gate", gated.address, authority.CertPEM(), true)
-	register(b, client, "cold", cold.address, authority.CertPEM(), true)
-	same := func(image string) func(int64) []string { return func(int64) []string { return []string{image, image} } }
 	releases := make([]string, coldImages)
 	for i := range releases {
 		releases[i] = site.release(b, fmt.Sprintf("1.4.%d", i))
 	}
 	byDigest, byTag := releases[0], site.repository.Tag("1.4.0").String()
+	roles := map[string]*process{}
+	for _, role := range []string{"empty", "gate", "cold", "injecting"} {
+		roles[role] = startRole(b, role, authority, site.root, releases[1])
+	}
+	pair := hooks{pin: true, validate: true}
+	register(b, client, "empty", roles["empty"], authority, pair)
+	register(b, client, "empty-mutating", roles["empty"], authority, hooks{inject: true})
+	pair.conditions = true
+	register(b, client, "gate", roles["gate"], authority, pair)
+	register(b, client, "cold", roles["cold"], authority, pair)
+	register(b, client, "injection", roles["injecting"], authority, hooks{inject: true})
+	register(b, client, "injecting", roles["injecting"], authority, hooks{inject: true, pin: true, validate: true, conditions: true})
+	same := func(image string) func(int64) []string { return func(int64) []string { return []string{image, image} } }
 	all := []*scenario{
 		{name: "no webhook", label: "none", images: same(byDigest)},
-		{name: "empty pair", label: "empty", images: same(byDigest), process: empty},
-		{name: "gate, digests, cached", label: "gate", images: same(byDigest), process: gated},
-		{name: "gate, tags, cached", label: "gate", images: same(byTag), process: gated},
-		{name: "gate, digests, cold", label: "cold", images: func(i int64) []string { return []string{releases[i%coldImages]} }, process: cold},
+		{name: "empty pair", label: "empty", images: same(byDigest), process: roles["empty"]},
+		{name: "gate, digests, cached", label: "gate", images: same(byDigest), process: roles["gate"]},
+		{name: "gate, tags, cached", label: "gate", images: same(byTag), process: roles["gate"]},
+		{name: "gate, digests, cold", label: "cold", images: func(i int64) []string { return []string{releases[i%coldImages]} }, process: roles["cold"]},
+		{name: "gate with injection", label: "injecting", images: same(byDigest), process: roles["injecting"], injects: true},
+		{name: "empty mutating", label: "empty-mutating", images: same(byDigest), process: roles["empty"]},
+		{name: "injection alone", label: "injection", images: same(byDigest), process: roles["injecting"], injects: true},
 	}
 	for _, s := range all {
-		s.closed(b, client, time.Second) // warm
+		s.closed(b, client, warm)
 	}
 	for range rounds {
 		for _, s := range all {
@@ -183,8 +227,22 @@ func (s *scenario) create(client kubernetes.Interface, i int64) error {
 		p.Spec.Containers[c].Env = []corev1.EnvVar{{Name: "OMNIVISION_CLUSTER", Value: "cluster-aws"}, {Name: "OMNIVISION_REGION", Value: "us-west-2"}}
 		p.Spec.Containers[c].Args = []string{"--listen=:8080", "--metrics-listen=:9090"}
 	}
-	_, err := client.CoreV1().Pods(apps).Create(context.Background(), p, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	created, err := client.CoreV1().Pods(apps).Create(context.Background(), p, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	if err == nil && hasSidecar(created) != s.injects {
+		err = fmt.Errorf("a Pod has a sidecar: %t, want %t", !s.injects, s.injects)
+	}
 	return err
+}
+
+func hasSidecar(p *corev1.Pod) bool {
+	return len(p.Spec.InitContainers) > 0 && p.Spec.InitContainers[0].Name == inject.ContainerName
+}
+
+// createLogged makes the applications' namespace, with logging enabled.
+func createLogged(t testing.TB, client kubernetes.Interface) {
+	t.Helper()
+	_, err := client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: apps, Labels: map[string]string{inject.NamespaceLabel: inject.NamespaceEnabled}}}, metav1.CreateOptions{})
+	check(t, err)
 }
 
 func (s *scenario) count(b *testing.B, err error) {
@@ -231,9 +289,9 @@ func (s *scenario) closed(b *testing.B, client kubernetes.Interface, for_ time.D
 	}
 }
 
-// Demands on the gate with cached digests.
+// Demands on the gate with cached digests; the first is also the injection's, against an empty mutating webhook.
 const (
-	maxAddedRatio = 1.3                   // of p50 added, to what the empty pair adds
+	maxAddedRatio = 1.3                   // of p50 added, to what the empty one adds
 	maxAddedP99   = 10 * time.Millisecond // more than without a webhook
 	minRateRatio  = 0.8                   // of the empty pair's throughput
 )
@@ -259,7 +317,16 @@ func printTable(b *testing.B, all []*scenario) {
 		b.ReportMetric(ratio, key+"-p50-x-empty")
 		b.ReportMetric(rate, key+"-rate-x-empty")
 	}
+	printInjection(b, &table, none, all[6], all[7])
 	fmt.Print(table.String()) // a benchmark's log is cut after ten lines
+}
+
+// printInjection compares the injection by itself with a mutating webhook that does nothing.
+func printInjection(b *testing.B, table io.Writer, none, empty, injection *scenario) {
+	added := func(s *scenario) time.Duration { return median(s.p50) - median(none.p50) }
+	ratio := float64(added(injection)) / float64(added(empty))
+	fmt.Fprintf(table, "%s: p50 added %s, %.2f times the %s webhook's %s (at most %.1f: %s)\n", injection.name, ms(added(injection)), ratio, empty.name, ms(added(empty)), maxAddedRatio, met(ratio <= maxAddedRatio))
+	b.ReportMetric(ratio, "injection-p50-x-empty-mutating")
 }
 
 func met(yes bool) string {
@@ -282,7 +349,8 @@ type process struct {
 	pid     int
 }
 
-func startRole(b *testing.B, role string, authority *ca.Authority, root []byte) *process {
+func startRole(b testing.TB, role string, authority *ca.Authority, root []byte, sidecar string) *process {
+	b.Helper()
 	dir := b.TempDir()
 	check(b, os.WriteFile(filepath.Join(dir, trustedRoot), root, 0o600))
 	_, err := authority.IssueFiles(filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key"), ca.Request{CommonName: role, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}})
@@ -291,7 +359,7 @@ func startRole(b *testing.B, role string, authority *ca.Authority, root []byte) 
 	address := l.Addr().String()
 	l.Close()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), roleVariable+"="+role, addressVariable+"="+address, filesVariable+"="+dir)
+	cmd.Env = append(os.Environ(), roleVariable+"="+role, addressVariable+"="+address, filesVariable+"="+dir, sidecarVariable+"="+sidecar)
 	log, err := os.Create(filepath.Join(dir, "audit.log"))
 	check(b, err)
 	cmd.Stdout, cmd.Stderr = log, os.Stderr
@@ -339,27 +407,41 @@ func (p *process) rss() string {
 	return fmt.Sprintf("%dMB", pages*os.Getpagesize()>>20)
 }
 
-// register adds a pair of webhooks for Pods with a label. The gate's are those of the tree, conditions included.
-func register(b *testing.B, client kubernetes.Interface, label, address string, bundle []byte, conditions bool) {
-	mutating, validating := treeWebhooks(b)
-	path := func(p string) admissionregistrationv1.WebhookClientConfig {
-		url := "https://" + address + p
-		return admissionregistrationv1.WebhookClientConfig{URL: &url, CABundle: bundle}
+// hooks are which of the gate's webhooks a label's Pods pass, and whether by the tree's conditions.
+type hooks struct{ inject, pin, validate, conditions bool }
+
+// register adds webhooks for Pods with a label. They are those of the tree, at a process's address.
+func register(b testing.TB, client kubernetes.Interface, label string, to *process, authority *ca.Authority, h hooks) {
+	b.Helper()
+	injecting, pin, validate := treeWebhooks(b)
+	at := func(p string) admissionregistrationv1.WebhookClientConfig {
+		url := "https://" + to.address + p
+		return admissionregistrationv1.WebhookClientConfig{URL: &url, CABundle: authority.CertPEM()}
 	}
 	selector := &metav1.LabelSelector{MatchLabels: map[string]string{"bench": label}}
-	mutating.Name, mutating.ClientConfig, mutating.ObjectSelector = label+".mutate.example.com", path(webhook.MutatePath), selector
-	validating.Name, validating.ClientConfig, validating.ObjectSelector = label+".validate.example.com", path(webhook.ValidatePath), selector
-	if !conditions {
-		mutating.MatchConditions, validating.MatchConditions = nil, nil
+	injecting.Name, injecting.ClientConfig, injecting.ObjectSelector = label+".inject.example.com", at(webhook.InjectPath), selector
+	pin.Name, pin.ClientConfig, pin.ObjectSelector = label+".mutate.example.com", at(webhook.MutatePath), selector
+	validate.Name, validate.ClientConfig, validate.ObjectSelector = label+".validate.example.com", at(webhook.ValidatePath), selector
+	if !h.conditions {
+		pin.MatchConditions, validate.MatchConditions = nil, nil
 	}
-	_, err := client.AdmissionregistrationV1().MutatingWebhookConfigurations().Create(b.Context(), &admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: label}, Webhooks: []admissionregistrationv1.MutatingWebhook{mutating}}, metav1.CreateOptions{})
+	mutating := &admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: label}}
+	if h.inject {
+		mutating.Webhooks = append(mutating.Webhooks, injecting)
+	}
+	if h.pin {
+		mutating.Webhooks = append(mutating.Webhooks, pin)
+	}
+	_, err := client.AdmissionregistrationV1().MutatingWebhookConfigurations().Create(b.Context(), mutating, metav1.CreateOptions{})
 	check(b, err)
-	_, err = client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Create(b.Context(), &admissionregistrationv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: label}, Webhooks: []admissionregistrationv1.ValidatingWebhook{validating}}, metav1.CreateOptions{})
-	check(b, err)
+	if h.validate {
+		_, err := client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Create(b.Context(), &admissionregistrationv1.ValidatingWebhookConfiguration{ObjectMeta: metav1.ObjectMeta{Name: label}, Webhooks: []admissionregistrationv1.ValidatingWebhook{validate}}, metav1.CreateOptions{})
+		check(b, err)
+	}
 }
 
-// treeWebhooks are the pinning and the judging webhook as clusters get them.
-func treeWebhooks(b *testing.B) (pin admissionregistrationv1.MutatingWebhook, validate admissionregistrationv1.ValidatingWebhook) {
+// treeWebhooks are the injecting, the pinning and the judging webhook as clusters get them.
+func treeWebhooks(b testing.TB) (injecting, pin admissionregistrationv1.MutatingWebhook, validate admissionregistrationv1.ValidatingWebhook) {
 	objects, err := fleet.RenderSource(os.DirFS("../omnivision-gitops"), fleet.Source{Path: "components/gate/manifests"}, system)
 	check(b, err)
 	for _, o := range objects {
@@ -367,16 +449,16 @@ func treeWebhooks(b *testing.B) (pin admissionregistrationv1.MutatingWebhook, va
 		case "MutatingWebhookConfiguration":
 			var c admissionregistrationv1.MutatingWebhookConfiguration
 			typed(b, o, &c)
-			pin = c.Webhooks[len(c.Webhooks)-1]
+			injecting, pin = c.Webhooks[0], c.Webhooks[len(c.Webhooks)-1]
 		case "ValidatingWebhookConfiguration":
 			var c admissionregistrationv1.ValidatingWebhookConfiguration
 			typed(b, o, &c)
 			validate = c.Webhooks[0]
 		}
 	}
-	return pin, validate
+	return injecting, pin, validate
 }
 
-func typed(b *testing.B, o *unstructured.Unstructured, into any) {
+func typed(b testing.TB, o *unstructured.Unstructured, into any) {
 	check(b, runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, into))
 }

@@ -1,0 +1,58 @@
+package gate_test
+
+import (
+	"sync"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/omnivision/omnivision/gate/inject"
+	"github.com/omnivision/omnivision/localfleet/ca"
+)
+
+// Two hundred Pods at once, by way of a real API server and the tree's own webhooks, which fail open: one that the gate
+// could not answer in time would have no sidecar.
+func TestTwoHundredPodsAtOnceAreAllInjected(t *testing.T) {
+	const pods = 200
+	c := newCluster(t)
+	site := newSite(t)
+	image := site.release(t, "1.4.0")
+	authority, err := ca.LoadOrCreate(t.TempDir())
+	check(t, err)
+	logged, err := c.admin.CoreV1().Namespaces().Get(t.Context(), apps, metav1.GetOptions{})
+	check(t, err)
+	logged.Labels[inject.NamespaceLabel] = inject.NamespaceEnabled
+	check(t, second(c.admin.CoreV1().Namespaces().Update(t.Context(), logged, metav1.UpdateOptions{})))
+	register(t, c.admin, "injecting", startRole(t, "injecting", authority, site.root, image), authority, hooks{inject: true, pin: true, validate: true, conditions: true})
+	create := func() (*corev1.Pod, error) {
+		p := pod(apps, "one-of-many", image)
+		p.Labels = map[string]string{"bench": "injecting"}
+		return c.dry(t.Context(), p)
+	}
+	until(t, "no Pod gets a sidecar", func() bool {
+		p, err := create()
+		return err == nil && hasSidecar(p)
+	})
+	var start, done sync.WaitGroup
+	start.Add(1)
+	created, errs := make([]*corev1.Pod, pods), make([]error, pods)
+	for i := range pods {
+		done.Go(func() {
+			start.Wait()
+			created[i], errs[i] = create()
+		})
+	}
+	start.Done()
+	done.Wait()
+	without := 0
+	for i, p := range created {
+		check(t, errs[i])
+		if !hasSidecar(p) {
+			without++
+		}
+	}
+	if without > 0 {
+		t.Errorf("%d of %d Pods have no sidecar", without, pods)
+	}
+}
