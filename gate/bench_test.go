@@ -1,13 +1,16 @@
 package gate_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +23,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	admissionv1 "k8s.io/api/admission/v1"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -243,6 +247,38 @@ func createLogged(t testing.TB, client kubernetes.Interface) {
 	t.Helper()
 	_, err := client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: apps, Labels: map[string]string{inject.NamespaceLabel: inject.NamespaceEnabled}}}, metav1.CreateOptions{})
 	check(t, err)
+}
+
+// BenchmarkInjection is what the gate itself has to do for one Pod, without an API server.
+func BenchmarkInjection(b *testing.B) {
+	image := "ghcr.io/omnivision/worker:1@" + digest
+	injector, err := benchInjector(image)
+	check(b, err)
+	p := pod(apps, "bench", image, image)
+	p.Labels = map[string]string{"app.kubernetes.io/name": "worker", "app.kubernetes.io/part-of": "platform"}
+	for c := range p.Spec.Containers {
+		p.Spec.Containers[c].Env = []corev1.EnvVar{{Name: "OMNIVISION_CLUSTER", Value: "cluster-aws"}, {Name: "OMNIVISION_REGION", Value: "us-west-2"}}
+		p.Spec.Containers[c].Args = []string{"--listen=:8080", "--metrics-listen=:9090"}
+	}
+	object, err := json.Marshal(p)
+	check(b, err)
+	pods := metav1.GroupVersionResource{Version: "v1", Resource: "pods"}
+	kind := metav1.GroupVersionKind{Version: "v1", Kind: "Pod"}
+	review, err := json.Marshal(admissionv1.AdmissionReview{
+		TypeMeta: metav1.TypeMeta{APIVersion: "admission.k8s.io/v1", Kind: "AdmissionReview"},
+		Request:  &admissionv1.AdmissionRequest{UID: "u", Kind: kind, Resource: pods, Namespace: apps, Operation: admissionv1.Create, Object: runtime.RawExtension{Raw: object}},
+	})
+	check(b, err)
+	h := webhook.New(webhook.Options{Judge: judge{}, Injectors: []webhook.Mutator{injector}, Audit: slog.New(slog.NewJSONHandler(io.Discard, nil))}).Handler()
+	b.ReportAllocs()
+	for b.Loop() {
+		r := httptest.NewRequestWithContext(b.Context(), http.MethodPost, webhook.InjectPath+"?timeout=5s", bytes.NewReader(review))
+		r.Header.Set("Content-Type", "application/json")
+		w := httptest.NewRecorder()
+		if h.ServeHTTP(w, r); !strings.Contains(w.Body.String(), `"patch"`) {
+			b.Fatalf("no sidecar: %s", w.Body)
+		}
+	}
 }
 
 func (s *scenario) count(b *testing.B, err error) {
