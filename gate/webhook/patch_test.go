@@ -73,14 +73,7 @@ func TestPatchesLeadToTheChangedPodAndKeepWhatIsUnknown(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			patch, err := jsonpatch.DecodePatch(quoted(append([]operation{}, steps...)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			text, err := patch.Apply([]byte(c.before))
-			if err != nil {
-				t.Fatalf("%s: %v", quoted(steps), err)
-			}
+			text := applied(t, steps, []byte(c.before))
 			decodeInto(t, string(text), &got)
 			if !equality.Semantic.DeepEqual(got, after) {
 				t.Errorf("%s\nleads to %+v\nwant %+v", quoted(steps), got, after)
@@ -90,6 +83,20 @@ func TestPatchesLeadToTheChangedPodAndKeepWhatIsUnknown(t *testing.T) {
 			}
 		})
 	}
+}
+
+// applied is what an API server makes of a patch.
+func applied(t *testing.T, steps []operation, to []byte) []byte {
+	t.Helper()
+	patch, err := jsonpatch.DecodePatch(quoted(append([]operation{}, steps...)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := patch.Apply(to)
+	if err != nil {
+		t.Fatalf("%s: %v", quoted(steps), err)
+	}
+	return text
 }
 
 func decodeInto(t *testing.T, text string, into any) {
@@ -108,18 +115,11 @@ func FuzzDifference(f *testing.F) {
 		if strict([]byte(one), &before) != nil || strict([]byte(other), &after) != nil {
 			return
 		}
-		text := quoted(&before)
 		steps, err := difference(&before, &after)
 		if err != nil {
 			t.Fatal(err)
 		}
-		patch, err := jsonpatch.DecodePatch(quoted(append([]operation{}, steps...)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if text, err = patch.Apply(text); err != nil {
-			t.Fatalf("%s: %v", quoted(steps), err)
-		}
+		text := applied(t, steps, quoted(&before))
 		var want corev1.Pod // as it would be sent
 		decodeInto(t, string(quoted(&after)), &want)
 		decodeInto(t, string(text), &got)
