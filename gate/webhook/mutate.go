@@ -10,10 +10,8 @@ import (
 	"runtime/debug"
 	"strings"
 
-	"gomodules.xyz/jsonpatch/v2"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 
 	"github.com/omnivision/omnivision/gate"
 )
@@ -27,7 +25,11 @@ func (w *Webhook) mutate(ctx context.Context, body []byte) (*decision, error) {
 	}
 	d := &decision{review: q}
 	if len(w.mutators) > 0 && q.Operation == "CREATE" {
-		changed, patch, err := run(ctx, w.mutators, body)
+		patch, after, err := run(ctx, w.mutators, body)
+		if err != nil {
+			return nil, err
+		}
+		changed, err := reread(after)
 		if err != nil {
 			return nil, err
 		}
@@ -59,14 +61,14 @@ func (w *Webhook) inject(ctx context.Context, body []byte) (d *decision, _ error
 	if q.Operation != "CREATE" {
 		return d, nil
 	}
-	if _, d.patch, err = run(ctx, w.injectors, body); err != nil {
+	if d.patch, _, err = run(ctx, w.injectors, body); err != nil {
 		d.patch, d.skipped = nil, err
 	}
 	return d, nil
 }
 
 // run applies mutators to a review's Pod and returns the Pod that comes out, and how to get there.
-func run(ctx context.Context, mutators []Mutator, body []byte) (changed *pod, patch []operation, err error) {
+func run(ctx context.Context, mutators []Mutator, body []byte) (patch []operation, after *corev1.Pod, err error) {
 	var full admissionv1.AdmissionReview
 	if err := strict(body, &full); err != nil {
 		return nil, nil, &refusal{reason: Undecodable, text: "the review cannot be read", err: err}
@@ -75,52 +77,24 @@ func run(ctx context.Context, mutators []Mutator, body []byte) (changed *pod, pa
 	if err := strict(full.Request.Object.Raw, &before); err != nil {
 		return nil, nil, &refusal{reason: Undecodable, text: "the Pod cannot be read", err: err}
 	}
-	after := before.DeepCopy()
+	after = before.DeepCopy()
 	for _, m := range mutators {
 		if err := m.Mutate(ctx, full.Request, after); err != nil {
 			return nil, nil, fmt.Errorf("changing the Pod by %T: %w", m, err)
 		}
 	}
-	return difference(&before, after)
+	patch, err = difference(&before, after)
+	return patch, after, err
 }
 
-// difference compares two Pods as our types write them: a field that a newer API server sent and we do not
-// know is in neither, and so not taken away.
-func difference(before, after *corev1.Pod) (changed *pod, patch []operation, err error) {
-	old, err := json.Marshal(before)
+// reread is what of a changed Pod decides.
+func reread(after *corev1.Pod) (*pod, error) {
+	text, err := json.Marshal(after)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	text := old
-	if !equality.Semantic.DeepEqual(before, after) {
-		if text, err = json.Marshal(after); err != nil {
-			return nil, nil, err
-		}
-		steps, err := jsonpatch.CreatePatch(old, text)
-		if err != nil {
-			return nil, nil, fmt.Errorf("comparing the Pod with the changed one: %w", err)
-		}
-		for _, s := range steps {
-			patch = append(patch, operation{s.Operation, s.Path, s.Value})
-		}
-	}
-	changed = &pod{}
-	return changed, patch, strict(text, changed)
-}
-
-// operation is one of a JSON patch, https://www.rfc-editor.org/rfc/rfc6902.
-type operation struct {
-	Op    string `json:"op"`
-	Path  string `json:"path"`
-	Value any    `json:"value"`
-}
-
-func (o operation) MarshalJSON() ([]byte, error) {
-	if o.Op == "remove" {
-		return json.Marshal(map[string]string{"op": o.Op, "path": o.Path})
-	}
-	type plain operation // without this method
-	return json.Marshal(plain(o))
+	var p pod
+	return &p, strict(text, &p)
 }
 
 // pin resolves what the Pod would newly run by tag. Every list of containers is looked at; templates of

@@ -1,0 +1,113 @@
+package webhook
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"gomodules.xyz/jsonpatch/v2"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+)
+
+// operation is one of a JSON patch, https://www.rfc-editor.org/rfc/rfc6902.
+type operation struct {
+	Op    string `json:"op"`
+	Path  string `json:"path"`
+	Value any    `json:"value,omitempty"` // left out only where there is none: of a "remove"
+}
+
+// difference compares two Pods as our types write them: a field that a newer API server sent and we do not
+// know is in neither, and so not taken away.
+func difference(before, after *corev1.Pod) ([]operation, error) {
+	if patch, whole := insertions(before, after); whole {
+		return patch, nil
+	}
+	old, err := json.Marshal(before)
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(after)
+	if err != nil {
+		return nil, err
+	}
+	steps, err := jsonpatch.CreatePatch(old, text)
+	if err != nil {
+		return nil, fmt.Errorf("comparing the Pod with the changed one: %w", err)
+	}
+	var patch []operation
+	for _, s := range steps {
+		if s.Value == nil && s.Operation != "remove" {
+			s.Value = json.RawMessage("null")
+		}
+		patch = append(patch, operation{s.Operation, s.Path, s.Value})
+	}
+	return patch, nil
+}
+
+// insertions is the difference where it is no more than annotations, and init containers and volumes that were put in or
+// taken out as a whole. That is what an injection does with every Pod, and it costs a fraction of comparing two documents.
+// whole is false where there is more.
+func insertions(before, after *corev1.Pod) (patch []operation, whole bool) {
+	rest := *before
+	rest.Annotations, rest.Spec.InitContainers, rest.Spec.Volumes = after.Annotations, after.Spec.InitContainers, after.Spec.Volumes
+	if !equality.Semantic.DeepEqual(&rest, after) {
+		return nil, false
+	}
+	patch = annotations(before.Annotations, after.Annotations)
+	containers, one := elements("/spec/initContainers", before.Spec.InitContainers, after.Spec.InitContainers)
+	volumes, other := elements("/spec/volumes", before.Spec.Volumes, after.Spec.Volumes)
+	return slices.Concat(patch, containers, volumes), one && other
+}
+
+func annotations(before, after map[string]string) (patch []operation) {
+	const path = "/metadata/annotations"
+	if before == nil && len(after) > 0 {
+		return []operation{{"add", path, after}}
+	}
+	for _, key := range slices.Sorted(maps.Keys(before)) {
+		if _, stays := after[key]; !stays {
+			patch = append(patch, operation{"remove", path + "/" + pointer.Replace(key), nil})
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(after)) {
+		if value, was := before[key]; !was || value != after[key] {
+			patch = append(patch, operation{"add", path + "/" + pointer.Replace(key), after[key]}) // replaces, too
+		}
+	}
+	return patch
+}
+
+// pointer escapes a key for a path, https://www.rfc-editor.org/rfc/rfc6901.
+var pointer = strings.NewReplacer("~", "~0", "/", "~1")
+
+// elements is the difference of two lists of which one has all elements of the other, in a row before and a row after what
+// is only in one. whole is false of others: one that was changed would be replaced, with what we do not know of it.
+func elements[T any](path string, before, after []T) (patch []operation, whole bool) {
+	first := 0
+	for first < min(len(before), len(after)) && equality.Semantic.DeepEqual(before[first], after[first]) {
+		first++
+	}
+	last := 0
+	for last < min(len(before), len(after))-first && equality.Semantic.DeepEqual(before[len(before)-1-last], after[len(after)-1-last]) {
+		last++
+	}
+	out, in := before[first:len(before)-last], after[first:len(after)-last]
+	switch {
+	case len(in) == 0:
+		for range out {
+			patch = append(patch, operation{"remove", fmt.Sprint(path, "/", first), nil})
+		}
+	case len(out) > 0:
+		return nil, false
+	case len(before) == 0:
+		return []operation{{"add", path, in}}, true
+	default:
+		for i, element := range in {
+			patch = append(patch, operation{"add", fmt.Sprint(path, "/", first+i), element})
+		}
+	}
+	return patch, true
+}
