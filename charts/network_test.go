@@ -55,6 +55,7 @@ func peers(t *testing.T, result *render.Result) map[string]*matcher.TrafficPeer 
 		"traefik":    pod("traefik", map[string]string{"app.kubernetes.io/name": "traefik"}),
 		"prometheus": pod("monitoring", map[string]string{"app.kubernetes.io/name": "prometheus"}),
 		"dns":        pod("kube-system", map[string]string{"k8s-app": "kube-dns"}),
+		"loki":       pod("logging", map[string]string{"app.kubernetes.io/name": "loki"}),
 		"system":     pod("kube-system", map[string]string{"k8s-app": "kube-proxy"}),
 		"elsewhere":  pod("default", map[string]string{"app.kubernetes.io/component": "ui", "app.kubernetes.io/name": "omnivision-platform", "app.kubernetes.io/instance": "omnivision-platform"}),
 		"gateway":    pod("gateways", map[string]string{"app": "gateway"}),
@@ -81,7 +82,7 @@ var ports = map[string]struct {
 	"http": {8080, "http", corev1.ProtocolTCP}, "metrics": {9090, "metrics", corev1.ProtocolTCP},
 	"dns": {53, "dns", corev1.ProtocolUDP}, "dns-tcp": {53, "dns-tcp", corev1.ProtocolTCP},
 	"https": {443, "", corev1.ProtocolTCP}, "web": {80, "", corev1.ProtocolTCP}, "internal": {8082, "internal", corev1.ProtocolTCP},
-	"token": {988, "", corev1.ProtocolTCP}, "ssh": {22, "", corev1.ProtocolTCP},
+	"token": {988, "", corev1.ProtocolTCP}, "ssh": {22, "", corev1.ProtocolTCP}, "loki": {3100, "", corev1.ProtocolTCP},
 }
 
 // TestNetworkPolicies says for every pair of peers and every port whether
@@ -92,6 +93,8 @@ func TestNetworkPolicies(t *testing.T) {
 	always := []flow{
 		{"traefik", "ui", "http"}, {"prometheus", "ui", "metrics"}, {"prometheus", "worker", "metrics"},
 		{"test", "ui", "http"}, {"test", "worker", "http"},
+		// Everybody's log sidecar.
+		{"ui", "loki", "loki"}, {"worker", "loki", "loki"}, {"test", "loki", "loki"}, {"stranger", "loki", "loki"},
 		{"ui", "dns", "dns"}, {"ui", "dns", "dns-tcp"}, {"worker", "dns", "dns"}, {"worker", "dns", "dns-tcp"}, {"test", "dns", "dns"}, {"test", "dns", "dns-tcp"},
 	}
 	for scenario, more := range map[string][]flow{

@@ -15,7 +15,7 @@ func TestRescanSaysWhatItLacks(t *testing.T) {
 		code int
 		want string
 	}{
-		"a checkout of the source": {[]string{"--source", t.TempDir()}, exitFailed, "fleet.yaml"},
+		"a checkout of the source": {[]string{"--source", t.TempDir()}, exitUsage, "apps.yaml"},
 		"a GitOps tree":            {[]string{"--source", dir, "--tree", t.TempDir()}, exitFailed, "fleet.yaml"},
 		"a known output":           {[]string{"--source", dir, "-o", "xml"}, exitUsage, "use text or json"},
 	} {
