@@ -159,6 +159,7 @@ func TestFleet(t *testing.T) {
 		{"EvidenceVerifies", testEvidence},
 		{"VulnerableImageStops", testVulnerableStops},
 		{"GateRefusesForeign", testGateRefusesForeign},
+		{"GateReplicaKilled", testGateReplicaKilled},
 		{"Quarantine", testQuarantine},
 		{"AbortHealsGit", testAbortHealsGit},
 		{"GateWithoutRegistry", testGateWithoutRegistry},
