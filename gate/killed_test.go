@@ -12,7 +12,7 @@ import (
 
 // Kills of one of two replicas, as a kernel out of memory or a dying node does them, and the creates around each.
 const (
-	kills      = 8
+	kills      = 4
 	aroundKill = 2 * time.Second
 )
 

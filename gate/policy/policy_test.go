@@ -259,6 +259,30 @@ func TestOurPoliciesTrustWhomTheFleetTrusts(t *testing.T) {
 	}
 }
 
+// The root that clusters get must know who vouches for what is signed today: both logs, of which new signatures are in
+// the second, and the timestamp authority that alone says when.
+func TestPublicTrustKnowsTodaysLogsAndAuthorities(t *testing.T) {
+	raw, err := os.ReadFile("../../omnivision-gitops/components/gate/manifests/trusted_root.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots, err := parseRoots([][]byte{raw})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, log := range []string{"https://rekor.sigstore.dev", "https://log2025-1.rekor.sigstore.dev"} {
+		if !knowsLog(roots[0], log) {
+			t.Errorf("it does not know the log %s", log)
+		}
+	}
+	if len(roots[0].TimestampingAuthorities()) == 0 || len(roots[0].CTLogs()) == 0 {
+		t.Error("it knows no timestamp authority or no certificate log")
+	}
+	if _, ok := limit(roots[0], "https://fulcio.sigstore.dev"); !ok {
+		t.Error("it does not know Fulcio")
+	}
+}
+
 func ours(t *testing.T, file string) Document {
 	raw, err := os.ReadFile("../../omnivision-gitops/components/policies/manifests/" + file)
 	if err != nil {

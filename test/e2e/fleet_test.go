@@ -164,6 +164,7 @@ func TestFleet(t *testing.T) {
 		{"EvidenceVerifies", testEvidence},
 		{"VulnerableImageStops", testVulnerableStops},
 		{"GateRefusesForeign", testGateRefusesForeign},
+		{"GateReplicaKilled", testGateReplicaKilled},
 		{"Quarantine", testQuarantine},
 		{"CanaryShare", testCanaryShare},
 		{"ReleaseGoesWaveByWave", testWaves},
