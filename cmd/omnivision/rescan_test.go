@@ -29,11 +29,11 @@ func TestRescanSaysWhatItLacks(t *testing.T) {
 }
 
 // The tree as its users get it has released nothing, no app in two clusters and neither gate nor
-// steward: there is nothing to scan.
+// steward nor podlogs: there is nothing to scan.
 func TestRescanOfAFleetThatRunsNothingIsClean(t *testing.T) {
 	for _, output := range []string{"text", "json"} {
 		out, code, err := command(t, "rescan", "--source", sourceCheckout(t), "--trivy", filepath.Join(t.TempDir(), "none"), "-o", output)
-		if err != nil || code != 0 || strings.Count(out, string(rescan.Unreleased)) != 6 {
+		if err != nil || code != 0 || strings.Count(out, string(rescan.Unreleased)) != 7 {
 			t.Errorf("exit code %d: %v\n%s", code, err, out)
 		}
 	}
