@@ -13,7 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/api/resmap"
-	"sigs.k8s.io/kustomize/kyaml/resid"
 	"sigs.k8s.io/yaml"
 )
 
@@ -89,12 +88,6 @@ func SetNamespace(objects []*unstructured.Unstructured, namespace string) {
 			o.SetNamespace(namespace)
 		}
 	}
-}
-
-// clusterScoped knows Kubernetes' own kinds; custom ones it takes for namespaced.
-func clusterScoped(o *unstructured.Unstructured) bool {
-	gvk := o.GroupVersionKind()
-	return resid.NewGvk(gvk.Group, gvk.Version, gvk.Kind).IsClusterScoped()
 }
 
 func kustomizationFile(checkout fs.FS, dir string) (string, error) {
