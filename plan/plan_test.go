@@ -189,7 +189,7 @@ func TestReleaseInOneClusterLeavesTheOtherUntouched(t *testing.T) {
 	expect(t, p, `
 cluster-aws changed
   omnivision-platform changed
-    changed omnivision/ReleasePolicy.omnivision.ai/omnivision-platform
+    changed ReleasePolicy.omnivision.ai/omnivision-platform
     changed omnivision/Rollout.argoproj.io/omnivision-platform-worker
 cluster-gcp untouched`)
 	found := false
