@@ -28,6 +28,11 @@ type Credentials interface {
 
 // solve has the daemon build and push, and returns the digest of the index.
 func (b Builder) solve(ctx context.Context, r Request, report func(string)) (string, error) {
+	options, err := b.options(r)
+	if err != nil {
+		return "", err
+	}
+	defer tooltime.Begin(ctx, "BuildKit")()
 	c, err := client.New(ctx, b.Address)
 	if err != nil {
 		return "", fmt.Errorf("connecting to BuildKit at %s: %w", b.Address, err)
@@ -36,11 +41,6 @@ func (b Builder) solve(ctx context.Context, r Request, report func(string)) (str
 	if _, err := c.Info(ctx); err != nil {
 		return "", fmt.Errorf("asking BuildKit at %s: %w; start buildkitd, or name its socket", b.Address, err)
 	}
-	options, err := b.options(r)
-	if err != nil {
-		return "", err
-	}
-	defer tooltime.Begin(ctx, "BuildKit")()
 	var response *client.SolveResponse
 	status := make(chan *client.SolveStatus)
 	group, groupCtx := errgroup.WithContext(ctx)

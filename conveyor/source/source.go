@@ -180,6 +180,9 @@ func plainModes(dir string) error {
 		if d.IsDir() || info.Mode()&0o100 != 0 {
 			mode = 0o755
 		}
+		if info.Mode().Perm() == mode {
+			return nil // what most umasks leave
+		}
 		return os.Chmod(path, mode)
 	})
 }
