@@ -115,7 +115,7 @@ func TestNetworkPolicies(t *testing.T) {
 			{"ui", "dnsCache", "dns"}, {"ui", "dnsCache", "dns-tcp"}, {"worker", "dnsCache", "dns"}, {"worker", "dnsCache", "dns-tcp"}, {"test", "dnsCache", "dns"}, {"test", "dnsCache", "dns-tcp"},
 			// An address range covers Pods of the cluster too; theirs is 10.1.2.3.
 			{"ui", "traefik", "https"}, {"worker", "traefik", "https"}, {"ui", "prometheus", "https"}, {"worker", "prometheus", "https"},
-			{"ui", "dns", "https"}, {"worker", "dns", "https"}, {"ui", "system", "https"}, {"worker", "system", "https"}, {"ui", "elsewhere", "https"}, {"worker", "elsewhere", "https"},
+			{"ui", "dns", "https"}, {"worker", "dns", "https"}, {"ui", "system", "https"}, {"worker", "system", "https"}, {"ui", "elsewhere", "https"}, {"worker", "elsewhere", "https"}, {"ui", "loki", "https"}, {"worker", "loki", "https"},
 			{"ui", "gateway", "https"}, {"worker", "gateway", "https"}, {"ui", "alb", "https"}, {"worker", "alb", "https"},
 		},
 		"gcp-full": append([]flow{
