@@ -76,8 +76,8 @@ func TestAComponentThatNoClusterListsIsNotReleasedByAPush(t *testing.T) {
 	if out, code, err := command(t, args("omnivision-gate")...); code != 0 || !strings.Contains(out, "no cluster's components have it") {
 		t.Errorf("exit code %d: %v\n%s", code, err, out)
 	}
-	// One that was never released is.
-	if out, code, err := command(t, args("omnivision-steward")...); code != exitFailed || !strings.Contains(err.Error(), "BuildKit") {
+	// One that was never released is: this one fails at its Dockerfile, which the checkout of the tests lacks.
+	if out, code, err := command(t, args("omnivision-steward")...); code != exitFailed || !strings.Contains(err.Error(), `stage "build"`) {
 		t.Errorf("exit code %d: %v\n%s", code, err, out)
 	}
 }
