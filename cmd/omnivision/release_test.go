@@ -77,7 +77,7 @@ func TestAComponentThatNoClusterListsIsNotReleasedByAPush(t *testing.T) {
 		t.Errorf("exit code %d: %v\n%s", code, err, out)
 	}
 	// One that was never released is.
-	if out, code, err := command(t, args("omnivision-steward")...); code != exitFailed || !strings.Contains(err.Error(), "BuildKit") {
+	if out, code, err := command(t, args("omnivision-steward")...); code != exitFailed || !strings.Contains(err.Error(), "building cmd/steward/Dockerfile") {
 		t.Errorf("exit code %d: %v\n%s", code, err, out)
 	}
 }
