@@ -34,7 +34,7 @@ var programs = map[string]string{
 const (
 	stateBytes  = 6e9 // etcd, node file systems, unpacked images
 	enginesRoom = 9e9 // built engines and images
-	memoryBytes = 5e9 // two clusters and what is around them
+	memoryBytes = 6e9 // two clusters and what is around them
 )
 
 // Checks are the questions to this machine that Up asks before it starts
