@@ -20,12 +20,13 @@ func TestOurTreeNeedsTheseRepositories(t *testing.T) {
 	want := []Repo{
 		{URL: "https://github.com/argoproj/argo-cd.git", Revisions: []Revision{{"v3.6.1", []string{"manifests"}}}},
 		{URL: "https://github.com/argoproj/argo-rollouts.git", Revisions: []Revision{{"v1.10.2", []string{"manifests"}}}},
+		{URL: "https://github.com/fluent/fluent-operator.git", Revisions: []Revision{{"v3.5.0", []string{"config/crd/bases"}}}},
 		{URL: "https://github.com/traefik/traefik.git", Revisions: []Revision{{"v3.6.12", []string{"docs/content/reference/dynamic-configuration"}}}},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v", got)
 	}
-	for i, module := range []string{"github.com/argoproj/argo-cd/v3@v3.6.1", "github.com/argoproj/argo-rollouts@v1.10.2", "github.com/traefik/traefik/v3@v3.6.12"} {
+	for i, module := range []string{"github.com/argoproj/argo-cd/v3@v3.6.1", "github.com/argoproj/argo-rollouts@v1.10.2", "github.com/fluent/fluent-operator/v3@v3.5.0", "github.com/traefik/traefik/v3@v3.6.12"} {
 		if name, err := got[i].Module(got[i].Revisions[0].Tag); err != nil || name != module {
 			t.Errorf("module %s, %v; want %s", name, err, module)
 		}
