@@ -38,10 +38,16 @@ func allowList(t *testing.T, path string) (allowed []string) {
 		t.Fatal(err)
 	}
 	defer f.Close() //nolint:errcheck // only read
+	excluding := false
 	for s := bufio.NewScanner(f); s.Scan(); {
-		if dir, ok := strings.CutPrefix(s.Text(), "!"); ok {
+		dir, allows := strings.CutPrefix(s.Text(), "!")
+		if allows {
 			allowed = append(allowed, dir)
 		}
+		if allows && excluding {
+			t.Errorf("%s allows %s after what it leaves out, of which the last line has the say: tests and their data come along", path, dir)
+		}
+		excluding = excluding || strings.HasPrefix(s.Text(), "**/")
 	}
 	return allowed
 }
