@@ -259,7 +259,7 @@ func keepQuarantine(onForge fs.FS, dir string) error {
 // releaseComponents writes tag and digest of the components' images. What the conveyor has
 // released stays, if there is a tree at the forge yet.
 func (f *Fleet) releaseComponents(onForge fs.FS, dir string) error {
-	components, err := f.components()
+	components, err := f.componentImages()
 	if err != nil {
 		return err
 	}
@@ -272,10 +272,7 @@ func (f *Fleet) releaseComponents(onForge fs.FS, dir string) error {
 		}
 	}
 	for _, component := range components {
-		release, served := f.componentRelease(component)
-		if released := have[component.Name]; image.Own(component.Name) && !released.Empty() && !isAssembled(released.Tag) {
-			release, served = released, true
-		}
+		release, served := f.componentRelease(component, have[component.Name])
 		if !served {
 			continue
 		}
@@ -289,13 +286,16 @@ func (f *Fleet) releaseComponents(onForge fs.FS, dir string) error {
 	return nil
 }
 
-// componentRelease is what a component is to run here: an image of this project at the
-// version that was built, one of upstream's by the digest that this fleet serves, unless Git
-// already names one.
-func (f *Fleet) componentRelease(component fleet.ComponentImage) (fleet.Release, bool) {
+// componentRelease is what a component is to run here: an image of this project as the
+// conveyor released it, or else as Up built it; one of upstream's by the digest that this
+// fleet serves, unless Git already names one.
+func (f *Fleet) componentRelease(component fleet.ComponentImage, onForge fleet.Release) (release fleet.Release, served bool) {
 	if image.Own(component.Name) {
-		release, ok := f.releases[path.Base(component.Name)]
-		return release, ok
+		if !onForge.Empty() && !isAssembled(onForge.Tag) {
+			return onForge, true
+		}
+		release, served = f.releases[path.Base(component.Name)]
+		return release, served
 	}
 	if component.Release.Digest != "" {
 		return fleet.Release{}, false
@@ -378,9 +378,7 @@ func (f *Fleet) imageReferences(tag string) ([]string, error) {
 		return nil, err
 	}
 	for _, component := range components {
-		if image.Own(component.Name) {
-			references = append(references, component.Name+":"+tag)
-		}
+		references = append(references, component.Name+":"+tag)
 	}
 	for _, cluster := range f.Tree.Clusters {
 		for _, app := range f.Tree.Apps {
@@ -390,13 +388,19 @@ func (f *Fleet) imageReferences(tag string) ([]string, error) {
 	return references, nil
 }
 
-// components lists the images that components of the tree name apart from their manifests.
-func (f *Fleet) components() ([]fleet.ComponentImage, error) {
+// componentImages lists the images that components of the tree name apart from their manifests.
+func (f *Fleet) componentImages() ([]fleet.ComponentImage, error) {
 	all, err := fleet.ComponentImages(os.DirFS(filepath.Join(f.Source, treeDir)))
 	if err != nil {
 		return nil, fmt.Errorf("list the components' images: %w", err)
 	}
 	return all, nil
+}
+
+// components lists those of this project.
+func (f *Fleet) components() ([]fleet.ComponentImage, error) {
+	all, err := f.componentImages()
+	return slices.DeleteFunc(all, func(c fleet.ComponentImage) bool { return !image.Own(c.Name) }), err
 }
 
 func (f *Fleet) imageBuilder(report func(string)) *image.Builder {
