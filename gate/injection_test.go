@@ -1,7 +1,6 @@
 package gate_test
 
 import (
-	"sync"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -34,17 +33,8 @@ func TestTwoHundredPodsAtOnceAreAllInjected(t *testing.T) {
 		p, err := create()
 		return err == nil && hasSidecar(p)
 	})
-	var start, done sync.WaitGroup
-	start.Add(1)
 	created, errs := make([]*corev1.Pod, pods), make([]error, pods)
-	for i := range pods {
-		done.Go(func() {
-			start.Wait()
-			created[i], errs[i] = create()
-		})
-	}
-	start.Done()
-	done.Wait()
+	atOnce(pods, func(i int) { created[i], errs[i] = create() })
 	without := 0
 	for i, p := range created {
 		check(t, errs[i])

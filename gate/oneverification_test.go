@@ -26,17 +26,8 @@ func TestManyCreatesWithOneNewDigestCauseOneVerification(t *testing.T) {
 		return bad != nil && strings.Contains(bad.Error(), "[Unsigned]") && good == nil
 	})
 	before := j.Verifications()
-	var start, done sync.WaitGroup
-	start.Add(1)
 	errs := make([]error, pods)
-	for i := range pods {
-		done.Go(func() {
-			start.Wait()
-			_, errs[i] = c.dry(t.Context(), pod(apps, "one-of-many", fresh))
-		})
-	}
-	start.Done()
-	done.Wait()
+	atOnce(pods, func(i int) { _, errs[i] = c.dry(t.Context(), pod(apps, "one-of-many", fresh)) })
 	for _, err := range errs {
 		if err != nil {
 			t.Fatalf("a create failed: %v", err)
@@ -45,4 +36,18 @@ func TestManyCreatesWithOneNewDigestCauseOneVerification(t *testing.T) {
 	if got := j.Verifications() - before; got != 1 {
 		t.Errorf("%d creates caused %d verifications", pods, got)
 	}
+}
+
+// atOnce does something n times, all of them at the same moment.
+func atOnce(n int, do func(i int)) {
+	var start, done sync.WaitGroup
+	start.Add(1)
+	for i := range n {
+		done.Go(func() {
+			start.Wait()
+			do(i)
+		})
+	}
+	start.Done()
+	done.Wait()
 }

@@ -23,13 +23,11 @@ import (
 	"github.com/omnivision/omnivision/gate/judge/configmap"
 	"github.com/omnivision/omnivision/gate/policy"
 	"github.com/omnivision/omnivision/gate/watch"
-	"github.com/omnivision/omnivision/gate/webhook"
 )
 
 // deciding is the part of the gate that decides, as the part that serves needs it.
 type deciding struct {
 	judge      gate.Judge
-	mutators   []webhook.Mutator
 	collectors []prometheus.Collector
 	ready      func() error                    // nil once policies are read
 	run        func(ctx context.Context) error // until the context ends

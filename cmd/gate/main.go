@@ -170,7 +170,7 @@ func start(ctx context.Context, o options, log *slog.Logger) error {
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), metrics, keeper)
 	registry.MustRegister(decides.collectors...)
 	hooks := webhook.New(webhook.Options{
-		Judge: decides.judge, Mutators: decides.mutators, Injectors: logging.injectors, Audit: log, Metrics: metrics, Events: events,
+		Judge: decides.judge, Injectors: logging.injectors, Audit: log, Metrics: metrics, Events: events,
 	})
 	replica := server.Replica{
 		Webhook: hooks, Keeper: keeper, Ready: decides.ready, Registry: registry, Log: log, DrainDelay: o.drainDelay, DrainTimeout: o.drainTimeout,

@@ -9,9 +9,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/omnivision/omnivision/gate"
+	"github.com/omnivision/omnivision/internal/terminal"
 )
 
 // decision is the answer to one review, and what the audit line tells of it.
@@ -107,12 +107,7 @@ func next(v gate.Verdict, d gate.Denial) string {
 
 // line makes one line of text from outside: no control character reaches a terminal.
 func line(text string, limit int) string {
-	text = strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return ' '
-	}, text)
+	text = terminal.Line(text)
 	if len(text) > limit {
 		text = strings.ToValidUTF8(text[:limit-3], "") + "..."
 	}

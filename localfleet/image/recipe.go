@@ -321,17 +321,9 @@ func fluentOperator(version string) Recipe {
 
 // fluentBit has a program of this project, since Fluent Bit is written in C and no package of it is to be had.
 func fluentBit() Recipe {
-	return Recipe{
-		Reference:  fluentBitReference,
-		Made:       "cmd/shipper of this source",
-		Substitute: "the log sidecars run cmd/shipper, which reads Fluent Bit's configuration and ships to Loki as Fluent Bit does (docs/logging.md)",
-		base:       "static",
-		fill: func(f *filler) error {
-			f.ours("shipper", "usr/local/bin/shipper")
-			return f.err
-		},
-		config: v1.Config{User: "65532:65532", WorkingDir: "/", Entrypoint: []string{"/usr/local/bin/shipper"}, Env: []string{defaultPath}},
-	}
+	r := own(fluentBitReference, "shipper", "65532:65532")
+	r.Substitute = "the log sidecars run cmd/shipper, which reads Fluent Bit's configuration and ships to Loki as Fluent Bit does (docs/logging.md)"
+	return r
 }
 
 func pause() Recipe {
