@@ -85,7 +85,7 @@ Artifact Registry by ` + gcpProviderVariable + ` and
 ` + packagesTokenVariable + `. Other registries have Docker's credentials.
 
 A program that every cluster runs as a component (omnivision-gate, omnivision-steward,
-podlogs) goes to all of them by one pull request, without a wave.
+omnivision-podlogs) goes to all of them by one pull request, without a wave.
 
 At the end it says how long it waited for which program or server of others, and how
 much of the time was its own.
