@@ -156,7 +156,7 @@ func (f *Fleet) clusterStatuses(ctx context.Context) []ClusterStatus {
 func (f *Fleet) clusterStatus(ctx context.Context, c topology.Cluster) ClusterStatus {
 	status := ClusterStatus{
 		Name: c.Name, Cloud: c.Cloud, Region: c.Region,
-		UI:     fmt.Sprintf("http://127.0.0.1:%d", c.UIPort),
+		UI:     uiAddress(c),
 		ArgoCD: fmt.Sprintf("http://127.0.0.1:%d", c.ArgoPort),
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -321,8 +321,8 @@ func countImages(pod *unstructured.Unstructured, images map[ImageStatus]int) {
 }
 
 // waitHealthy waits until every Application of every cluster is Synced and
-// Healthy, and says of each that is not, why (P45). It does not wait for a
-// canary to be through its steps, which may take an hour.
+// Healthy and each local UI reaches a worker, and says of each that is not, why
+// (P45). It does not wait for a canary to be through its steps, which may take an hour.
 func (f *Fleet) waitHealthy(ctx context.Context, report func(string)) error {
 	clients := map[string]*kubeapi.Client{}
 	for _, cluster := range f.Plan.Clusters {
@@ -345,6 +345,9 @@ func (f *Fleet) waitHealthy(ctx context.Context, report func(string)) error {
 			if nudge {
 				nudgeArgoCD(ctx, clients[cluster.Name], status)
 			}
+		}
+		if len(waiting) == 0 {
+			waiting = f.unanswered(ctx)
 		}
 		if len(waiting) == 0 {
 			return nil
