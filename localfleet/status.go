@@ -374,7 +374,7 @@ func listApplications(ctx context.Context, api *kubeapi.Client, cluster string) 
 
 // nudgeInterval is how often Argo CD is asked to compare again what is not Healthy.
 // It misses the change of a CRD's health that falls into its own sync of it, and
-// would look again by itself after three minutes. To compare takes it seconds, so it
+// would look again by itself after minutes. To compare takes it seconds, so it
 // is not asked while it may just be busy.
 const nudgeInterval = time.Minute
 

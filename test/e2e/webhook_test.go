@@ -34,8 +34,8 @@ func testLoseWebhook(t *testing.T) {
 	lost.pushed = lost.gitops.edit(t, belgianValues, func(s string) string { return strings.TrimRight(s, "\n") + "\nui:\n  replicas: 3\n" })
 }
 
-// testLostWebhookIsMadeUpFor waits for Argo CD's own look: three minutes, half a minute of
-// jitter, and the time of a sync.
+// testLostWebhookIsMadeUpFor waits for Argo CD's own look: two minutes and half a minute of
+// jitter, two more for which it believes what it knows of the branch, and the time of a sync.
 func testLostWebhookIsMadeUpFor(t *testing.T) {
 	replicas := func(want string) func() error {
 		return func() error {
