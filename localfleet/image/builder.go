@@ -509,7 +509,8 @@ func (b *Builder) ownProgram(ctx context.Context, program string) (string, error
 	}
 	defer unlock()
 	built := filepath.Join(dir, ".linked-"+program)
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false",
+	// Flags that decide what is compiled are those of the Makefile: one build cache serves both.
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-gcflags=all=-dwarf=false",
 		"-ldflags", "-s -w -X "+versionPackage+".Version="+version+" -X "+versionPackage+".Commit="+commit+" -X main.version="+version,
 		"-o", built, "./cmd/"+program)
 	cmd.Dir = b.Source
