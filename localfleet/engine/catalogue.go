@@ -185,7 +185,7 @@ func Catalogue() []Engine {
 				version(registryModule+"/version.revision", registryModule),
 			},
 			Steps:   [][]Program{{{"registry", "github.com/omnivision/omnivision/engines/registry"}}},
-			Scratch: 2 << 30,
+			Scratch: 1 << 30,
 		},
 		{
 			Name:      "kubernetes",
@@ -226,7 +226,7 @@ func Catalogue() []Engine {
 				{argocdModule, "hack/gpg-wrapper.sh"},
 				{argocdModule, "hack/git-verify-wrapper.sh"},
 			},
-			Scratch: 13 << 30,
+			Scratch: 7 << 30,
 		},
 		{
 			// A module of its own: built with the validation of Kubernetes 1.37
@@ -237,7 +237,7 @@ func Catalogue() []Engine {
 			Toolchain: toolchain,
 			Stamps:    argoStamps(rolloutsModule+"/utils/version", rolloutsModule),
 			Steps:     [][]Program{{{"rollouts-controller", rolloutsModule + "/cmd/rollouts-controller"}}},
-			Scratch:   6 << 30,
+			Scratch:   3 << 30,
 		},
 		{
 			Name:      "coredns",
@@ -246,7 +246,7 @@ func Catalogue() []Engine {
 			Toolchain: toolchain,
 			Stamps:    []Stamp{version(corednsModule+"/coremain.GitCommit", corednsModule)},
 			Steps:     [][]Program{{{"coredns", "github.com/omnivision/omnivision/engines/coredns"}}},
-			Scratch:   3 << 30,
+			Scratch:   2 << 30,
 		},
 		{
 			Name:      "gitea",
@@ -258,7 +258,7 @@ func Catalogue() []Engine {
 			Stamps:    []Stamp{bare("main.Version", giteaModule)},
 			Steps:     [][]Program{{{"gitea", giteaModule}}},
 			Extras:    []string{GiteaWeb},
-			Scratch:   3 << 30,
+			Scratch:   2 << 30,
 		},
 		{
 			Name:      "runner",
@@ -284,7 +284,7 @@ func Catalogue() []Engine {
 				version("github.com/prometheus/common/version.Revision", prometheusModule),
 			},
 			Steps:   [][]Program{{{"prometheus", prometheusModule + "/cmd/prometheus"}}},
-			Scratch: 4 << 30,
+			Scratch: 2 << 30,
 		},
 		{
 			// Of the tests alone: a module of its own, so that `up` does without.
@@ -299,7 +299,7 @@ func Catalogue() []Engine {
 				Value:    func(v Versions) string { return strings.TrimPrefix(prometheusVersion(v[prometheusModule]), "v") },
 			}},
 			Steps:   [][]Program{{{"promtool", prometheusModule + "/cmd/promtool"}}},
-			Scratch: 4 << 30,
+			Scratch: 2 << 30,
 		},
 		{
 			Name:      "traefik",
@@ -311,7 +311,7 @@ func Catalogue() []Engine {
 				fixed(traefikModule+"/pkg/version.BuildDate", "unrecorded"),
 			},
 			Steps:   [][]Program{{{"traefik", traefikModule + "/cmd/traefik"}}},
-			Scratch: 5 << 30,
+			Scratch: 3 << 30,
 		},
 		{
 			// A module of its own, with the Kubernetes libraries that it was released with.
@@ -320,7 +320,7 @@ func Catalogue() []Engine {
 			Module:    fluentModule,
 			Toolchain: toolchain,
 			Steps:     [][]Program{{{"fluent-manager", fluentModule + "/cmd/fluent-manager"}}},
-			Scratch:   4 << 30,
+			Scratch:   2 << 30,
 		},
 		{
 			Name:      "loki",
@@ -332,7 +332,7 @@ func Catalogue() []Engine {
 				version(lokiModule+"/pkg/util/build.Revision", lokiModule),
 			},
 			Steps:   [][]Program{{{"loki", lokiModule + "/cmd/loki"}}},
-			Scratch: 6 << 30,
+			Scratch: 3 << 30,
 		},
 		// From here on: of the conveyor, which builds them at its first release.
 		{
@@ -345,7 +345,7 @@ func Catalogue() []Engine {
 				version(buildkitModule+"/version.Revision", buildkitModule),
 			},
 			Steps:   [][]Program{{{"buildkitd", buildkitModule + "/cmd/buildkitd"}}},
-			Scratch: 4 << 30,
+			Scratch: 2 << 30,
 		},
 		{
 			Name:      "rekor",
@@ -354,7 +354,7 @@ func Catalogue() []Engine {
 			Toolchain: toolchain,
 			Stamps:    []Stamp{version(sigstoreVersion, rekorModule)},
 			Steps:     [][]Program{{{"rekor-server", rekorModule + "/cmd/rekor-server/posix"}}},
-			Scratch:   3 << 30,
+			Scratch:   2 << 30,
 		},
 		{
 			Name:      "sigstore",
@@ -369,7 +369,7 @@ func Catalogue() []Engine {
 				{"fulcio", "github.com/omnivision/omnivision/engines/sigstore/fulcio"},
 				{"timestamp-server", "github.com/omnivision/omnivision/engines/sigstore/timestamp-server"},
 			}},
-			Scratch: 4 << 30,
+			Scratch: 2 << 30,
 		},
 		{
 			Name:    "trivy",
@@ -381,7 +381,7 @@ func Catalogue() []Engine {
 			Experiment: "jsonv2",
 			Stamps:     []Stamp{bare(trivyModule+"/pkg/version/app.ver", trivyModule)},
 			Steps:      [][]Program{{{"trivy", trivyModule + "/cmd/trivy"}}},
-			Scratch:    7 << 30,
+			Scratch:    4 << 30,
 		},
 		{
 			// Of the tests alone: what the conveyor signs must satisfy upstream's
@@ -392,7 +392,7 @@ func Catalogue() []Engine {
 			Toolchain: toolchain,
 			Stamps:    []Stamp{version(sigstoreVersion, cosignModule)},
 			Steps:     [][]Program{{{"cosign", cosignModule + "/cmd/cosign"}}},
-			Scratch:   5 << 30,
+			Scratch:   3 << 30,
 		},
 	}
 }
