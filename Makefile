@@ -31,9 +31,12 @@ down: build ## end the fleet and leave nothing behind
 # DWARF is not made: the linker would drop it, and it is a quarter of the compiler's time.
 SAMEENV := CGO_ENABLED=0 GOFLAGS="-trimpath -gcflags=all=-dwarf=false"
 
+# A compiler that does not collect garbage before it has used 2 GiB is a fifth quicker.
+COMPILER := $(shell awk '/MemAvailable/ && $$2 > 12e6 {print "GOGC=off GOMEMLIMIT=2GiB"}' /proc/meminfo)
+
 .PHONY: build
 build: ## build the omnivision program
-	$(SAMEENV) $(GO) build -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/omnivision
+	$(COMPILER) $(SAMEENV) $(GO) build -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/omnivision
 
 .PHONY: engines
 engines: build ## build the upstream programs that the fleet runs

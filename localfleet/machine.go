@@ -92,10 +92,11 @@ func (f *Fleet) packages(ctx context.Context, report func(string)) error {
 }
 
 // engineNames is what a running fleet needs; other commands build their own. Two
-// are built at a time, in this order: those that share libraries (Kubernetes with
-// CoreDNS and Prometheus, Rollouts with Traefik) are apart, so that the later one
-// finds them compiled.
-var engineNames = []string{"kubernetes", "gitea", "rollouts", "registry", "runner", "traefik", "prometheus", "coredns", "rekor", "sigstore", "trivy", "loki", "fluent-operator"}
+// are built at a time, in this order: a small one compiles while the modules of
+// Kubernetes come, and those that share libraries (Kubernetes with CoreDNS and
+// Prometheus, Rollouts with Traefik) are apart, so that the later one finds them
+// compiled.
+var engineNames = []string{"registry", "kubernetes", "gitea", "rollouts", "runner", "traefik", "prometheus", "coredns", "rekor", "sigstore", "trivy", "loki", "fluent-operator"}
 
 func newStore(options Options) *engine.Store {
 	return &engine.Store{

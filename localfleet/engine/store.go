@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/omnivision/omnivision/localfleet/preflight"
 )
 
 const (
@@ -43,6 +45,9 @@ type Store struct {
 	SeedCache bool
 	// Go is the go command; empty means the one on the path.
 	Go string
+
+	// collection is the garbage collection of the compilers; see collection.
+	collection []string
 }
 
 // ExtraStep makes a part of an engine that is not a Go program. It writes files
@@ -215,6 +220,9 @@ func (s *Store) Ensure(ctx context.Context, names []string, progress Progress) e
 		return err
 	}
 
+	if available, err := preflight.AvailableMemory(); err == nil { // else as Go has it
+		s.collection = collection(available, runtime.NumCPU())
+	}
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(parallelBuilds)
 	for _, b := range todo {

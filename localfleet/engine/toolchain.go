@@ -72,13 +72,34 @@ func (s *Store) environment(b Build) []string {
 	if b.CGO {
 		cgo = "1"
 	}
-	return append(os.Environ(),
+	return append(append(os.Environ(),
 		"GOCACHE="+s.goCache(), "GOMODCACHE="+s.modCache(), "GOTMPDIR="+s.goTemp(),
 		"GOTOOLCHAIN="+toolchain, "CGO_ENABLED="+cgo,
 		"GOOS="+runtime.GOOS, "GOARCH="+runtime.GOARCH, "GOAMD64=", "GOARM64=",
 		"GOFLAGS=", "GOWORK=off", "GOEXPERIMENT="+b.Experiment, "GO111MODULE=on",
 		"CGO_CFLAGS=", "CGO_CPPFLAGS=", "CGO_LDFLAGS=",
-	)
+	), s.collection...)
+}
+
+// What a compiler may use before it collects garbage: most need less at all, and the
+// largest, without a limit, 2 GiB.
+const (
+	leastHeap = 3 << 29
+	mostHeap  = 3 << 30
+)
+
+// collection has compilers and linkers collect garbage only when they have used their share of the
+// memory that is available: a fifth of their time goes into it otherwise. It is nil where memory
+// is scarce, or where the user says how to collect (GOGC, GOMEMLIMIT).
+func collection(available uint64, processors int) []string {
+	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
+		return nil
+	}
+	share := min(available/uint64(parallelBuilds*processors), mostHeap)
+	if share < leastHeap {
+		return nil
+	}
+	return []string{"GOGC=off", fmt.Sprintf("GOMEMLIMIT=%d", share)}
 }
 
 // errStopped tells a command that was ended by its context from one that failed.

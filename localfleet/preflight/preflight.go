@@ -241,6 +241,9 @@ func memory(meminfo string, bytes uint64) Check {
 	}}
 }
 
+// AvailableMemory is how many bytes of memory the kernel believes that programs can still have.
+func AvailableMemory() (uint64, error) { return availableMemory("/proc/meminfo") }
+
 func availableMemory(meminfo string) (uint64, error) {
 	data, err := os.ReadFile(meminfo)
 	if err != nil {

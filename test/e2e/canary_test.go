@@ -17,6 +17,9 @@ import (
 	"github.com/omnivision/omnivision/worker/api"
 )
 
+// rolling is the good worker that testCanaryShare releases and testWaves sees through.
+var rolling struct{ digest string }
+
 // testCanaryShare releases a good worker and holds its canary at 5 %: of 2,000 requests that
 // come by the UI 5 % are the canary's, and none fails. Without the exporter of the canary's
 // GPUs the release neither aborts nor goes on.
@@ -39,14 +42,13 @@ aiWorker:
     steps: [{setWeight: 5}, {pause: {}}, {setWeight: 50}, {pause: {duration: 10s}}]
 `
 	})
-	digest := releaseWorker(t, "// A change that is good.")
-	waitForWeight(t, cluster, digest, 5)
-	countShare(t, digest)
+	rolling.digest = releaseWorker(t, "// A change that is good.")
+	waitForWeight(t, cluster, rolling.digest, 5)
+	countShare(t, rolling.digest)
 	exporterDown(t, cluster)
-	runs(t, cluster, digest)
+	runs(t, cluster, rolling.digest)
 	g.run(t, "pull", "--quiet", "--rebase", "origin", "main")
 	g.edit(t, file, func(string) string { return before })
-	eventually(t, "Oregon is healthy", 5*time.Minute, func() error { return healthy(t) })
 }
 
 // waitForWeight waits until Traefik has what Argo Rollouts says.

@@ -21,9 +21,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// A replica's program is killed this often, while Pods are asked for at this rate.
+// Each replica's program is killed, while Pods are asked for at this rate.
 const (
-	replicaKills   = 4
 	aroundKill     = 15 * time.Second // its container is back by then
 	createsASecond = 100
 )
@@ -41,13 +40,13 @@ func testGateReplicaKilled(t *testing.T) {
 		_, err := client.CoreV1().Pods("omnivision").Create(context.Background(), wanted.DeepCopy(), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 		return err
 	}
-	for range replicaKills {
+	replicas := strings.Fields(kubectl(t, cluster, "get", "pods", "-n", "omnivision-system", "-l", "app.kubernetes.io/name=omnivision-gate", "-o", "jsonpath={.items[*].metadata.name}"))
+	if len(replicas) < 2 {
+		t.Fatalf("the replicas are %v", replicas)
+	}
+	for _, replica := range replicas {
 		kubectl(t, cluster, "rollout", "status", "deployment/omnivision-gate", "-n", "omnivision-system", "--timeout=3m")
-		replica := strings.Fields(kubectl(t, cluster, "get", "pods", "-n", "omnivision-system", "-l", "app.kubernetes.io/name=omnivision-gate", "-o", "jsonpath={.items[*].metadata.name}"))
-		if len(replica) < 2 {
-			t.Fatalf("the replicas are %v", replica)
-		}
-		pid := processOf(t, replica[0])
+		pid := processOf(t, replica)
 		var mu sync.Mutex
 		var running sync.WaitGroup
 		creates, failed := 0, map[string]int{}
@@ -78,7 +77,7 @@ func testGateReplicaKilled(t *testing.T) {
 				t.Errorf("a create fails for another reason than a lost replica: %s", why)
 			}
 		}
-		t.Logf("%s was killed: %d of %d creates failed", replica[0], total, creates)
+		t.Logf("%s was killed: %d of %d creates failed", replica, total, creates)
 	}
 	eventually(t, "both replicas to be back", 3*time.Minute, func() error {
 		if ready := kubectl(t, cluster, "get", "deployment", "omnivision-gate", "-n", "omnivision-system", "-o", "jsonpath={.status.readyReplicas}"); ready != "2" {

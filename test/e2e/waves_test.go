@@ -14,17 +14,18 @@ import (
 	"time"
 )
 
-// testWaves brings a good release to Oregon: when it has soaked, the steward proposes it to
-// Belgium and merges that by itself, and the commit that was pushed says so.
+// testWaves goes on with the release of testCanaryShare: when it has soaked in Oregon, the steward
+// proposes it to Belgium and merges that by itself, and the commit that was pushed says so.
 func testWaves(t *testing.T) {
 	g := clone(t)
 	g.edit(t, "fleet.yaml", func(s string) string {
 		return strings.Replace(strings.Replace(s, "soak: 30m", "soak: 10s", 1), "autoMerge: []", "autoMerge: [promote]", 1)
 	})
-	good := releaseWorker(t, "// A change that is good.")
+	good := rolling.digest
+	if good == "" {
+		t.Fatal("nothing is being released: run it after CanaryShare")
+	}
 	begin := time.Now()
-	runs(t, "cluster-aws", good)
-	t.Logf("Oregon runs it after %.0f s", time.Since(begin).Seconds())
 	var pr listedPull
 	eventually(t, "the steward's pull request for Belgium, merged", 4*time.Minute, func() (err error) {
 		if pr, err = newestPull(t, "release/"+workerApp+"/wave-2"); err != nil {
@@ -53,7 +54,7 @@ func testWaves(t *testing.T) {
 			return says(t, "omnivision", source[1], "omnivision/"+workerApp+"/"+cluster, want[0], want[1])
 		})
 	}
-	t.Logf("from Oregon's merge to everywhere: %.0f s", time.Since(begin).Seconds())
+	t.Logf("from the end of Oregon's canary to everywhere: %.0f s", time.Since(begin).Seconds())
 }
 
 // condemned is what testAbortHealsGit has taken back.
