@@ -96,7 +96,7 @@ func (f *Fleet) packages(ctx context.Context, report func(string)) error {
 // Kubernetes come, and those that share libraries (Kubernetes with CoreDNS and
 // Prometheus, Rollouts with Traefik) are apart, so that the later one finds them
 // compiled.
-var engineNames = []string{"registry", "kubernetes", "gitea", "rollouts", "runner", "traefik", "prometheus", "coredns", "rekor", "sigstore", "trivy", "loki", "fluent-operator"}
+var engineNames = []string{"registry", "kubernetes", "gitea", "rollouts", "runner", "traefik", "prometheus", "coredns", "fluent-operator", "rekor", "sigstore", "trivy", "loki"}
 
 func newStore(options Options) *engine.Store {
 	return &engine.Store{
