@@ -33,6 +33,8 @@ func (s *story) state() Report {
 		return Report{StatePaused, oneLine("the analysis could not tell: " + here.Inconclusive)}
 	case here.Phase == Degraded:
 		return Report{StateDegraded, oneLine(here.Message)}
+	case here.Waiting != "":
+		return Report{StateProgressing, oneLine("a Pod of the canary finds no node: " + here.Waiting)}
 	}
 	return Report{StateProgressing, oneLine(fmt.Sprintf("step %d of %d, %s", here.Step, here.Steps, here.weight()))}
 }
