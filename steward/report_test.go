@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/omnivision/omnivision/fleet"
+	"github.com/omnivision/omnivision/forge"
 )
 
 // P10: where a weight is shown, so is what it comes to.
@@ -67,5 +68,61 @@ func TestBrokenNodesAreIsolatedBeforeTheCanaryGoesOn(t *testing.T) {
 		if got := v.of(fleet.App{Name: simulatedApp}).repair(); !slices.Equal(got, test.want) {
 			t.Errorf("%s: %v, want %v", test.name, got, test.want)
 		}
+	}
+}
+
+func TestReplacedReleaseIsInactiveOnceItsSuccessorRuns(t *testing.T) {
+	for _, test := range []struct {
+		name        string
+		phase       Phase
+		said        State
+		quarantined bool
+		want        State // what is told of the release before; empty if nothing
+	}{
+		{"the successor runs", Healthy, StateSoaked, false, StateSuperseded},
+		{"it was replaced on its way", Healthy, StateProgressing, false, StateSuperseded},
+		{"the successor is on its way", Progressing, StateSoaked, false, ""},
+		{"it was told", Healthy, StateSuperseded, false, ""},
+		{"it was aborted", Healthy, StateAborted, false, ""},
+		{"it is condemned", Healthy, StateProgressing, true, StateAborted},
+		{"nothing was ever said of it", Healthy, "", false, ""},
+	} {
+		v, one, _ := two()
+		here := v.Here[simulatedApp]
+		here.Phase = test.phase
+		v.Here[simulatedApp] = here
+		v.Git.Apps[simulatedApp].Wanted["a"].Before[0].Report = Report{State: test.said}
+		if test.quarantined {
+			v.Git.Quarantine = fleet.Quarantine{{Digest: one.Digest, Cluster: "c"}}
+		}
+		var told State
+		for _, a := range Decide(v) {
+			if tell, ok := a.(Tell); ok && tell.Release == one {
+				told = tell.Report.State
+				if told == StateSuperseded && (tell.Commit != "m0" || tell.Notify || tell.Deployment("").State != forge.Inactive || tell.Report.Text != "by 0.1.0-3") {
+					t.Errorf("%s: told is %+v", test.name, tell)
+				}
+			}
+		}
+		if told != test.want {
+			t.Errorf("%s: told is %q, want %q", test.name, told, test.want)
+		}
+	}
+}
+
+// A release that is wanted again is not told to be superseded by what came between.
+func TestReleaseThatIsWantedAgainIsNotSuperseded(t *testing.T) {
+	v, one, second := two()
+	w := v.Git.Apps[simulatedApp].Wanted["a"]
+	w.Before = []Landing{{Release: one, Commit: "m1", Report: Report{StateHealthy, "since"}}, {Release: second, Commit: "m0", Report: Report{StateSoaked, "since"}}, {Release: one, Commit: "m", Report: Report{StateSoaked, "since"}}}
+	v.Git.Apps[simulatedApp].Wanted["a"] = w
+	var told []string
+	for _, a := range Decide(v) {
+		if tell, ok := a.(Tell); ok && tell.Report.State == StateSuperseded {
+			told = append(told, tell.Commit)
+		}
+	}
+	if !slices.Equal(told, []string{"m1"}) {
+		t.Errorf("told is of %v", told)
 	}
 }

@@ -63,8 +63,8 @@ type Wanted struct {
 type Landing struct {
 	fleet.Release
 	Commit string
-	// Report is what this steward last said of it. It is known for its own cluster and for
-	// what is quarantined now; zero otherwise.
+	// Report is what this steward last said of it. It is known for its own cluster, of the
+	// newest and of what is quarantined now; zero otherwise.
 	Report Report
 }
 
