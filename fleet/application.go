@@ -77,8 +77,9 @@ type Helm struct {
 
 // Kustomize is what an Application adds to the kustomization it points at.
 type Kustomize struct {
-	Images  []string          `json:"images"`
-	Patches []json.RawMessage `json:"patches"`
+	Images     []string          `json:"images"`
+	Patches    []json.RawMessage `json:"patches"`
+	Components []string          `json:"components"` // folders, from the kustomization's own
 }
 
 // Directory is how plain manifests are picked from a directory.

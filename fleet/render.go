@@ -139,7 +139,7 @@ func fromResMap(built resmap.ResMap) ([]*unstructured.Unstructured, error) {
 	return objects, nil
 }
 
-// addToKustomization appends an Application's images and patches.
+// addToKustomization appends an Application's images, patches and components.
 func addToKustomization(src []byte, k Kustomize) ([]byte, error) {
 	var content map[string]any
 	if err := yaml.Unmarshal(src, &content); err != nil {
@@ -155,6 +155,13 @@ func addToKustomization(src []byte, k Kustomize) ([]byte, error) {
 			patches = append(patches, p)
 		}
 		content["patches"] = patches
+	}
+	if len(k.Components) > 0 {
+		components, _ := content["components"].([]any)
+		for _, component := range k.Components {
+			components = append(components, component)
+		}
+		content["components"] = components
 	}
 	if len(k.Images) > 0 {
 		images, _ := content["images"].([]any)

@@ -116,20 +116,6 @@ func (f *Fleet) nodeConfig(c topology.Cluster, n topology.Node, edge *ca.Authori
 	}, nil
 }
 
-// KillNode ends a node as a power cut would.
-func (f *Fleet) KillNode(ctx context.Context, clusterName, nodeName string) error {
-	cluster, err := f.Plan.Cluster(clusterName)
-	if err != nil {
-		return err
-	}
-	for _, n := range cluster.Nodes {
-		if n.Name == nodeName {
-			return node.Kill(ctx, f.sup, cluster, n)
-		}
-	}
-	return fmt.Errorf("%s has no node %q", clusterName, nodeName)
-}
-
 // client applies objects to a cluster in the name of manager.
 func (f *Fleet) client(cluster, manager string) (*kubeapi.Client, error) {
 	config, err := f.restConfig(cluster)
@@ -158,7 +144,7 @@ func (f *Fleet) addOns(ctx context.Context, _ func(string)) error {
 		if err != nil {
 			return err
 		}
-		api, err := f.client(c.Name, "omnivision-cloud")
+		api, err := f.client(c.Name, cloudManager)
 		if err != nil {
 			return err
 		}
@@ -174,8 +160,18 @@ func (f *Fleet) addOnObjects(c topology.Cluster) ([]*unstructured.Unstructured, 
 	if err != nil {
 		return nil, err
 	}
-	var nodes []gpu.NodePaths
-	for _, n := range c.Nodes {
+	nodes, err := gpuPaths(c.Nodes, c.Name)
+	if err != nil {
+		return nil, err
+	}
+	simulated, err := substituteObjects(gpu.Image+":"+f.version.Tag, nodes)
+	return append(objects, simulated...), err
+}
+
+// gpuPaths are those of the nodes with GPUs, and where their state goes is made.
+func gpuPaths(nodes []topology.Node, cluster string) ([]gpu.NodePaths, error) {
+	var paths []gpu.NodePaths
+	for _, n := range nodes {
 		if n.GPUs == 0 {
 			continue
 		}
@@ -183,16 +179,22 @@ func (f *Fleet) addOnObjects(c topology.Cluster) ([]*unstructured.Unstructured, 
 		if err := makeDirs(state); err != nil {
 			return nil, err
 		}
-		nodes = append(nodes, gpu.NodePaths{
-			Cluster: c.Name, Node: n.Name, GPUs: n.GPUs,
+		paths = append(paths, gpu.NodePaths{
+			Cluster: cluster, Node: n.Name, GPUs: n.GPUs,
 			// The node's own mount namespace has the kubelet where it always is.
 			KubeletRoot: "/var/lib/kubelet", StateDir: state,
 		})
 	}
-	simulated, err := gpu.Objects(gpu.Image+":"+f.version.Tag, nodes)
+	return paths, nil
+}
+
+// substituteObjects are what runs the simulated GPUs of nodes, of an image.
+func substituteObjects(image string, nodes []gpu.NodePaths) ([]*unstructured.Unstructured, error) {
+	simulated, err := gpu.Objects(image, nodes)
 	if err != nil {
 		return nil, err
 	}
+	var objects []*unstructured.Unstructured
 	for _, object := range simulated {
 		converted, err := toUnstructured(object)
 		if err != nil {

@@ -99,6 +99,9 @@ func Open(options Options) (*Fleet, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := planAddedNodes(plan); err != nil {
+		return nil, err
+	}
 	remote, err := Connect(contexts)
 	if err != nil {
 		return nil, err

@@ -93,6 +93,8 @@ type RolloutStatus struct {
 	Ready           int64  `json:"ready"`
 	Replicas        int64  `json:"replicas"`
 	Message         string `json:"message,omitempty"`
+
+	canary string // pod-template-hash of the revision on its way; empty if none is
 }
 
 // WeightText is the weight and what it comes to, for people.
@@ -184,7 +186,14 @@ func (f *Fleet) clusterStatus(ctx context.Context, c topology.Cluster) ClusterSt
 	})
 	list(rollouts, func(o *unstructured.Unstructured) { status.Rollouts = append(status.Rollouts, rolloutStatus(o)) })
 	images := map[ImageStatus]int{}
-	list(pods, func(o *unstructured.Unstructured) { countImages(o, images) })
+	waiting := map[string]string{}
+	list(pods, func(o *unstructured.Unstructured) {
+		countImages(o, images)
+		noteWaiting(o, waiting)
+	})
+	for i := range status.Rollouts {
+		status.Rollouts[i].waits(waiting)
+	}
 	for image, count := range images {
 		image.Containers = count
 		status.Images = append(status.Images, image)
@@ -283,6 +292,7 @@ func rolloutStatus(o *unstructured.Unstructured) RolloutStatus {
 	switch {
 	case stable == current: // nothing is in progress
 		status.Weight, status.EffectiveWeight = 100, 100
+		return status
 	case status.Routed:
 		status.Weight = number(o.Object, "status", "canary", "weights", "canary", "weight")
 		status.EffectiveWeight = status.Weight
@@ -290,7 +300,25 @@ func rolloutStatus(o *unstructured.Unstructured) RolloutStatus {
 		status.Weight = stepWeight(o)
 		status.EffectiveWeight = 100 * updated / status.Replicas
 	}
+	status.canary = current
 	return status
+}
+
+// noteWaiting notes why a Pod of a Rollout finds no node, by namespace and pod-template-hash.
+func noteWaiting(pod *unstructured.Unstructured, waiting map[string]string) {
+	hash := pod.GetLabels()["rollouts-pod-template-hash"]
+	for _, condition := range slice(pod.Object, "status", "conditions") {
+		if hash != "" && text(condition, "type") == "PodScheduled" && text(condition, "status") == "False" {
+			waiting[pod.GetNamespace()+"/"+hash] = pod.GetName() + " finds no node: " + text(condition, "message")
+		}
+	}
+}
+
+// waits adds to the message why a Pod of the canary finds no node (P15).
+func (r *RolloutStatus) waits(waiting map[string]string) {
+	if why := waiting[r.Namespace+"/"+r.canary]; r.canary != "" && why != "" {
+		r.Message = strings.TrimPrefix(r.Message+"; "+why, "; ")
+	}
 }
 
 // stepWeight is that of the last step that set one.

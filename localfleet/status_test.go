@@ -43,3 +43,35 @@ func TestStatusShowsTheEffectiveWeight(t *testing.T) {
 		})
 	}
 }
+
+// P15: a canary that waits for a GPU says so.
+func TestStatusSaysWhyACanarysPodFindsNoNode(t *testing.T) {
+	const why = "0/2 nodes are available: 1 Insufficient nvidia.com/gpu"
+	pod := func(hash, scheduled string) *unstructured.Unstructured {
+		return &unstructured.Unstructured{Object: map[string]any{
+			"metadata": map[string]any{"name": "worker-" + hash + "-x", "namespace": "omnivision", "labels": map[string]any{"rollouts-pod-template-hash": hash}},
+			"status":   map[string]any{"conditions": []any{map[string]any{"type": "PodScheduled", "status": scheduled, "message": why}}},
+		}}
+	}
+	for _, test := range []struct {
+		name, current, said, want string
+		pod                       *unstructured.Unstructured
+	}{
+		{"a canary's Pod", "b", "more replicas need to be updated", "more replicas need to be updated; worker-b-x finds no node: " + why, pod("b", "False")},
+		{"and nothing else is said", "b", "", "worker-b-x finds no node: " + why, pod("b", "False")},
+		{"it has found one", "b", "", "", pod("b", "True")},
+		{"another revision's", "b", "", "", pod("c", "False")},
+		{"a stable one's", "a", "", "", pod("a", "False")},
+	} {
+		waiting := map[string]string{}
+		noteWaiting(test.pod, waiting)
+		o := &unstructured.Unstructured{Object: map[string]any{
+			"metadata": map[string]any{"namespace": "omnivision"},
+			"status":   map[string]any{"stableRS": "a", "currentPodHash": test.current, "message": test.said},
+		}}
+		status := rolloutStatus(o)
+		if status.waits(waiting); status.Message != test.want {
+			t.Errorf("%s: %q, want %q", test.name, status.Message, test.want)
+		}
+	}
+}

@@ -102,6 +102,9 @@ const (
 	StateSoaked      State = "soaked"
 	StateAborted     State = "aborted"
 	StateDegraded    State = "degraded" // not healthy, and not aborted
+	// StateSuperseded is the last word on a release that Git wants no more here, once what
+	// replaced it runs.
+	StateSuperseded State = "superseded"
 )
 
 // Report is what a steward says of a release in its cluster, as a commit status of the
@@ -126,7 +129,7 @@ func (r Report) Status(app, cluster, url string) forge.Status {
 
 func (s State) status() forge.StatusState {
 	switch s {
-	case StateSoaked:
+	case StateSoaked, StateSuperseded: // what replaced it did not make it bad
 		return forge.Success
 	case StateAborted:
 		return forge.Failure
@@ -145,6 +148,8 @@ func (s State) deployment() forge.DeploymentState {
 		return forge.Failed
 	case StateWaiting:
 		return forge.Queued
+	case StateSuperseded:
+		return forge.Inactive
 	}
 	return forge.InProgress
 }
@@ -159,7 +164,7 @@ func ParseReport(s forge.Status) (Report, bool) {
 	word, text, ok := strings.Cut(s.Description, ": ")
 	r := Report{State: State(word), Text: text}
 	switch r.State {
-	case StateWaiting, StateProgressing, StatePaused, StateHealthy, StateSoaked, StateAborted, StateDegraded:
+	case StateWaiting, StateProgressing, StatePaused, StateHealthy, StateSoaked, StateAborted, StateDegraded, StateSuperseded:
 		return r, ok && s.State == r.State.status()
 	}
 	return Report{}, false

@@ -138,7 +138,7 @@ func TestNothingToGoBackToProposesNothing(t *testing.T) {
 }
 
 func TestReportsAreReadBackAsTheyWereWritten(t *testing.T) {
-	for _, state := range []State{StateWaiting, StateProgressing, StatePaused, StateHealthy, StateSoaked, StateAborted, StateDegraded} {
+	for _, state := range []State{StateWaiting, StateProgressing, StatePaused, StateHealthy, StateSoaked, StateAborted, StateDegraded, StateSuperseded} {
 		r := Report{state, "since: then"}
 		if got, ok := ParseReport(r.Status("app", "cluster", "")); !ok || got != r {
 			t.Errorf("%v became %v", r, got)

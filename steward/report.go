@@ -33,6 +33,8 @@ func (s *story) state() Report {
 		return Report{StatePaused, oneLine("the analysis could not tell: " + here.Inconclusive)}
 	case here.Phase == Degraded:
 		return Report{StateDegraded, oneLine(here.Message)}
+	case here.Waiting != "":
+		return Report{StateProgressing, oneLine("a Pod of the canary finds no node: " + here.Waiting)}
 	}
 	return Report{StateProgressing, oneLine(fmt.Sprintf("step %d of %d, %s", here.Step, here.Steps, here.weight()))}
 }
@@ -70,6 +72,7 @@ func (s *story) report(back []Action) []Action {
 		})
 	}
 	actions = append(actions, s.lateAborts()...)
+	actions = append(actions, s.superseded(now)...)
 	return append(actions, s.done(now)...)
 }
 
@@ -112,6 +115,28 @@ func (s *story) lateAborts() []Action {
 				Report: Report{StateAborted, oneLine(reason)}, URL: s.link(landing.Release), Notify: notify,
 			})
 		}
+	}
+	return actions
+}
+
+// superseded tells of what Git wanted here before, once what it wants now runs: the commits
+// would say for ever that it runs too, or is on its way. Of a release that is condemned the
+// abort is told.
+func (s *story) superseded(now Report) []Action {
+	if now.State != StateHealthy && now.State != StateSoaked {
+		return nil
+	}
+	var actions []Action
+	told := map[fleet.Release]bool{s.wanted.Release: true}
+	for _, landing := range s.wanted.Before {
+		said := landing.Report.State
+		if !told[landing.Release] && !s.condemned[landing.Digest] && said != "" && said != StateAborted && said != StateSuperseded {
+			actions = append(actions, Tell{
+				App: s.app.Name, Cluster: s.Cluster, Release: landing.Release, Commit: landing.Commit, Source: s.git.Sources[landing.Digest],
+				Report: Report{StateSuperseded, oneLine("by " + s.wanted.Tag)}, URL: s.link(landing.Release),
+			})
+		}
+		told[landing.Release] = true
 	}
 	return actions
 }

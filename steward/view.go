@@ -63,8 +63,8 @@ type Wanted struct {
 type Landing struct {
 	fleet.Release
 	Commit string
-	// Report is what this steward last said of it. It is known for its own cluster and for
-	// what is quarantined now; zero otherwise.
+	// Report is what this steward last said of it. It is known for its own cluster, of the
+	// newest and of what is quarantined now; zero otherwise.
 	Report Report
 }
 
@@ -131,9 +131,11 @@ type Rollout struct {
 	PodShare int
 	// Inconclusive says why an analysis could not tell; empty if it could.
 	Inconclusive string
-	Aborts       []Abort // newest first
-	Faults       []Fault // broken GPUs under the canary
-	Trouble      string  // why Argo CD does not apply what Git wants; empty if it does
+	// Waiting says why a Pod of the canary finds no node (P15); empty if none waits.
+	Waiting string
+	Aborts  []Abort // newest first
+	Faults  []Fault // broken GPUs under the canary
+	Trouble string  // why Argo CD does not apply what Git wants; empty if it does
 }
 
 // Abort is a canary that was aborted.

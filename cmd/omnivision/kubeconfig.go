@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -88,34 +87,5 @@ need not be installed.`,
 	}
 	flags.add(cmd)
 	flags.clusterFlag(cmd, &cluster)
-	return cmd
-}
-
-func newNodeCommand() *cobra.Command {
-	var (
-		flags   fleetFlags
-		cluster string
-	)
-	kill := &cobra.Command{
-		Use:   "kill NODE",
-		Short: "End a node as a power cut would; 'omnivision up' brings it back",
-		Example: `  omnivision node kill --cluster cluster-aws gpu-0
-  omnivision up`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			fleet, err := flags.open()
-			if err != nil {
-				return err
-			}
-			if cluster == "" {
-				return codedError{exitUsage, errors.New("name the cluster with --cluster")}
-			}
-			return fleet.KillNode(cmd.Context(), cluster, args[0])
-		},
-	}
-	flags.add(kill)
-	flags.clusterFlag(kill, &cluster)
-	cmd := &cobra.Command{Use: "node", Short: "Rehearse the end of a node", Args: cobra.NoArgs}
-	cmd.AddCommand(kill)
 	return cmd
 }

@@ -182,6 +182,9 @@ func printRollouts(w io.Writer, cluster localfleet.ClusterStatus) {
 	fmt.Fprintln(w, "  ROLLOUT\tPHASE\tSTEP\tWEIGHT\tPODS")
 	for _, r := range cluster.Rollouts {
 		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%d/%d\n", r.Name, r.Phase, r.Step, r.WeightText(), r.Ready, r.Replicas)
+		if r.Message != "" {
+			fmt.Fprintf(w, "    %s\n", r.Message)
+		}
 	}
 }
 

@@ -116,6 +116,19 @@ func Kill(ctx context.Context, sup *process.Supervisor, c topology.Cluster, n to
 	return sup.Sweep(ctx, filepath.Join(c.Name, n.Name))
 }
 
+// Remove ends the node as Kill does, and nothing remembers that it ran.
+func Remove(ctx context.Context, sup *process.Supervisor, c topology.Cluster, n topology.Node) error {
+	if err := sup.Sweep(ctx, filepath.Join(c.Name, n.Name)); err != nil {
+		return err
+	}
+	for _, name := range Daemons(c, n) {
+		if err := sup.Stop(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // startMounts starts the process that holds the node's mount namespace and
 // returns its id.
 func startMounts(ctx context.Context, sup *process.Supervisor, cfg Config) (int, error) {

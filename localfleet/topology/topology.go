@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -28,6 +29,10 @@ const (
 
 	// maxClusters is what the address plan has room for.
 	maxClusters = 16
+
+	// maxAdded is how many nodes a cluster takes besides its own: each is in a zone of its
+	// own, and regions have few.
+	maxAdded = 3
 )
 
 // ClusterSpec is what the fleet's description says of a cluster.
@@ -79,6 +84,7 @@ type Node struct {
 	GPUs    int
 	Labels  map[string]string
 	Taint   string // as the kubelet takes it; "" for none
+	Added   bool   // besides those that the cloud gives every cluster
 }
 
 // New plans a fleet of the given clusters whose state is in dir and whose
@@ -195,39 +201,132 @@ func newCluster(dir string, portBase, i int, spec ClusterSpec) (Cluster, error) 
 	}
 	c.GatewayCIDR = c.Gateway.String() + "/24"
 	c.CIDR = c.Address.String() + "/24"
-	for n, shape := range shapes {
-		node := shape
-		node.Dir = filepath.Join(c.Dir, "nodes", node.Name)
-		node.NetNS = c.NetNS + "-" + node.Name
-		node.Port = fmt.Sprintf("ov%dn%d", i, n)
-		node.Address = net.IPv4(10, 111, byte(segment), byte(11+n))
-		node.CIDR = node.Address.String() + "/24"
-		node.PodCIDR = fmt.Sprintf("10.%d.%d.0/24", 120+segment, n+1)
-		node.Cgroup = filepath.Join("/", Cgroup, spec.Name, node.Name)
-		c.Nodes = append(c.Nodes, node)
+	for position, shape := range shapes {
+		c.Nodes = append(c.Nodes, c.place(shape, position))
 	}
 	return c, nil
+}
+
+// place gives a node its place in the cluster: position counts from 0, and is its alone.
+func (c *Cluster) place(node Node, position int) Node {
+	segment := c.Index + 1
+	node.Dir = filepath.Join(c.Dir, "nodes", node.Name)
+	node.NetNS = c.NetNS + "-" + node.Name
+	node.Port = fmt.Sprintf("ov%dn%d", c.Index, position)
+	node.Address = net.IPv4(10, 111, byte(segment), byte(11+position))
+	node.CIDR = node.Address.String() + "/24"
+	node.PodCIDR = fmt.Sprintf("10.%d.%d.0/24", 120+segment, position+1)
+	node.Cgroup = filepath.Join("/", Cgroup, c.Name, node.Name)
+	return node
+}
+
+// NextNode is the name of the node that a cluster would get next.
+func (p *Plan) NextNode(cluster string) (string, error) {
+	c, err := p.Cluster(cluster)
+	if err != nil {
+		return "", err
+	}
+	for ordinal := 1; ordinal <= maxAdded; ordinal++ {
+		name := gpuName(ordinal)
+		if !slices.ContainsFunc(c.Nodes, func(n Node) bool { return n.Name == name }) {
+			return name, nil
+		}
+	}
+	return "", fmt.Errorf("%s has %d added nodes, which is as many as there is room for: remove one with 'omnivision node remove'", cluster, maxAdded)
+}
+
+// AddNode plans a further GPU node of a cluster, gpu-1 or a later one. Its place follows from
+// its name alone: neither those that are there nor the order in which nodes come matter.
+func (p *Plan) AddNode(cluster, name string) (Node, error) {
+	i := slices.IndexFunc(p.Clusters, func(c Cluster) bool { return c.Name == cluster })
+	if i < 0 {
+		_, err := p.Cluster(cluster)
+		return Node{}, err
+	}
+	c := &p.Clusters[i]
+	ordinal, err := strconv.Atoi(strings.TrimPrefix(name, gpuPrefix))
+	if err != nil || gpuName(ordinal) != name || ordinal < 1 || ordinal > maxAdded {
+		return Node{}, fmt.Errorf("%s cannot get a node %q: those that can be added are %s to %s", cluster, name, gpuName(1), gpuName(maxAdded))
+	}
+	if slices.ContainsFunc(c.Nodes, func(n Node) bool { return n.Name == name }) {
+		return Node{}, fmt.Errorf("%s has a node %s already", cluster, name)
+	}
+	position := ordinal + 1 // after gpu-0 and cpu-0
+	node, err := gpuNode(c.ClusterSpec, ordinal, position)
+	if err != nil {
+		return Node{}, err
+	}
+	node.Added = true
+	node = c.place(node, position)
+	c.Nodes = append(c.Nodes, node)
+	return node, p.checkNames()
+}
+
+// RemoveNode takes an added node out of the plan.
+func (p *Plan) RemoveNode(cluster, name string) {
+	for i := range p.Clusters {
+		if c := &p.Clusters[i]; c.Name == cluster {
+			c.Nodes = slices.DeleteFunc(c.Nodes, func(n Node) bool { return n.Added && n.Name == name })
+		}
+	}
+}
+
+// Node returns a cluster's node.
+func (c Cluster) Node(name string) (Node, error) {
+	var names []string
+	for _, n := range c.Nodes {
+		if n.Name == name {
+			return n, nil
+		}
+		names = append(names, n.Name)
+	}
+	return Node{}, fmt.Errorf("%s has no node %q: it has %s", c.Name, name, strings.Join(names, ", "))
 }
 
 // nodeShapes gives a cluster one GPU node and one CPU node with the labels and
 // taints that the cloud's own node groups have, each in a zone of its own. Two
 // workers are two GPUs, and as many again when a canary of theirs is promoted.
 func nodeShapes(spec ClusterSpec) ([]Node, error) {
-	gpu := Node{Name: "gpu-0", GPUs: 4, Taint: "nvidia.com/gpu=present:NoSchedule"}
+	gpu, err := gpuNode(spec, 0, 0)
+	if err != nil {
+		return nil, err
+	}
 	cpu := Node{Name: "cpu-0"}
 	switch spec.Cloud {
 	case "aws":
-		gpu.Labels = labels(spec.Region, spec.Region+"a", "g4dn.2xlarge", "eks.amazonaws.com/nodegroup", "gpu-workers")
-		cpu.Labels = labels(spec.Region, spec.Region+"b", "m7i.xlarge", "eks.amazonaws.com/nodegroup", "general")
+		cpu.Labels = labels(spec.Region, awsZone(spec, 1), "m7i.xlarge", "eks.amazonaws.com/nodegroup", "general")
 	case "gcp":
-		gpu.Labels = labels(spec.Region, spec.Region+"-b", "n1-standard-8", "cloud.google.com/gke-nodepool", "gpu-workers")
-		gpu.Labels["cloud.google.com/gke-accelerator"] = "nvidia-tesla-t4"
-		cpu.Labels = labels(spec.Region, spec.Region+"-c", "e2-standard-4", "cloud.google.com/gke-nodepool", "general")
-	default:
-		return nil, fmt.Errorf("cluster %s: no nodes are known for the cloud %q: use aws or gcp", spec.Name, spec.Cloud)
+		cpu.Labels = labels(spec.Region, gcpZone(spec, 1), "e2-standard-4", "cloud.google.com/gke-nodepool", "general")
 	}
-	gpu.Labels[GPUSubstituteLabel] = "true"
 	return []Node{gpu, cpu}, nil
+}
+
+const gpuPrefix = "gpu-"
+
+func gpuName(ordinal int) string { return gpuPrefix + strconv.Itoa(ordinal) }
+
+// gpuNode is a GPU node of the cloud's GPU node group, in the zone of its position.
+func gpuNode(spec ClusterSpec, ordinal, position int) (Node, error) {
+	node := Node{Name: gpuName(ordinal), GPUs: 4, Taint: "nvidia.com/gpu=present:NoSchedule"}
+	switch spec.Cloud {
+	case "aws":
+		node.Labels = labels(spec.Region, awsZone(spec, position), "g4dn.2xlarge", "eks.amazonaws.com/nodegroup", "gpu-workers")
+	case "gcp":
+		node.Labels = labels(spec.Region, gcpZone(spec, position), "n1-standard-8", "cloud.google.com/gke-nodepool", "gpu-workers")
+		node.Labels["cloud.google.com/gke-accelerator"] = "nvidia-tesla-t4"
+	default:
+		return Node{}, fmt.Errorf("cluster %s: no nodes are known for the cloud %q: use aws or gcp", spec.Name, spec.Cloud)
+	}
+	node.Labels[GPUSubstituteLabel] = "true"
+	return node, nil
+}
+
+// Zones are named by letters; Belgium's region has none called a.
+func awsZone(spec ClusterSpec, position int) string {
+	return fmt.Sprintf("%s%c", spec.Region, 'a'+position)
+}
+func gcpZone(spec ClusterSpec, position int) string {
+	return fmt.Sprintf("%s-%c", spec.Region, 'b'+position)
 }
 
 func labels(region, zone, instance, poolKey, pool string) map[string]string {

@@ -224,3 +224,100 @@ func TestAnUnknownClusterIsAnsweredWithTheKnownOnes(t *testing.T) {
 		t.Errorf("c: err = %v", err)
 	}
 }
+
+// grown is many with every node that can be added, in the given order.
+func grown(t *testing.T, names ...string) *Plan {
+	t.Helper()
+	plan := many(t)
+	for _, c := range plan.Clusters {
+		for _, name := range names {
+			if _, err := plan.AddNode(c.Name, name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return plan
+}
+
+func TestAddedNodesHaveTheirPlaceWhateverTheOrder(t *testing.T) {
+	plan, back := grown(t, "gpu-1", "gpu-2", "gpu-3"), grown(t, "gpu-3", "gpu-1", "gpu-2")
+	before := many(t)
+	addresses, networks, devices := newOnce(t), newOnce(t), newOnce(t)
+	for i, c := range plan.Clusters {
+		zones := newOnce(t)
+		addresses.claim(c.Address.String(), c.Name)
+		for _, n := range c.Nodes {
+			owner := c.Name + "/" + n.Name
+			addresses.claim(n.Address.String(), owner)
+			networks.claim(n.PodCIDR, owner)
+			devices.claim(n.Port, owner)
+			zones.claim(n.Labels["topology.kubernetes.io/zone"], owner)
+			same, err := back.Clusters[i].Node(n.Name)
+			if err != nil || fmt.Sprintf("%+v", same) != fmt.Sprintf("%+v", n) {
+				t.Errorf("%s depends on the order: %+v and %+v, %v", owner, n, same, err)
+			}
+			if own, err := before.Clusters[i].Node(n.Name); n.Added != (err != nil) || err == nil && fmt.Sprintf("%+v", own) != fmt.Sprintf("%+v", n) {
+				t.Errorf("%s was %+v and is %+v", owner, own, n)
+			}
+			if n.Added && (n.GPUs != c.Nodes[0].GPUs || n.Taint != c.Nodes[0].Taint || n.Labels[GPUSubstituteLabel] != "true") {
+				t.Errorf("%s is no GPU node: %+v", owner, n)
+			}
+		}
+	}
+	for device, owner := range devices.owner {
+		if len(device) > 14 {
+			t.Errorf("%s: the device name %s is longer than the kernel takes", owner, device)
+		}
+	}
+}
+
+func TestNodesAreAddedAsLongAsThereIsRoom(t *testing.T) {
+	plan := many(t)
+	name := plan.Clusters[0].Name
+	for _, want := range []string{"gpu-1", "gpu-2", "gpu-3"} {
+		next, err := plan.NextNode(name)
+		if err != nil || next != want {
+			t.Fatalf("next is %q, want %q: %v", next, want, err)
+		}
+		if n, err := plan.AddNode(name, next); err != nil || !n.Added {
+			t.Fatalf("%+v, %v", n, err)
+		}
+	}
+	if _, err := plan.NextNode(name); err == nil || !strings.Contains(err.Error(), "omnivision node remove") {
+		t.Errorf("a full cluster: %v", err)
+	}
+	plan.RemoveNode(name, "gpu-2")
+	plan.RemoveNode(name, "gpu-0") // which is not an added one
+	if next, err := plan.NextNode(name); err != nil || next != "gpu-2" {
+		t.Errorf("after one was removed next is %q: %v", next, err)
+	}
+	if _, err := plan.Clusters[0].Node("gpu-0"); err != nil {
+		t.Error(err)
+	}
+	for _, test := range []struct{ cluster, node, want string }{
+		{name, "gpu-1", "already"},
+		{name, "gpu-0", "gpu-1 to gpu-3"},
+		{name, "gpu-4", "gpu-1 to gpu-3"},
+		{name, "gpu-01", "gpu-1 to gpu-3"},
+		{name, "../gpu-1", "gpu-1 to gpu-3"},
+		{name, "", "gpu-1 to gpu-3"},
+		{"atlantis", "gpu-1", "no cluster is called"},
+	} {
+		if _, err := plan.AddNode(test.cluster, test.node); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s in %s: %v, want %q", test.node, test.cluster, err, test.want)
+		}
+	}
+	twins, err := New("/state", 18000, []ClusterSpec{{"a", "aws", "r"}, {"a-gpu-1", "aws", "r"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := twins.AddNode("a", "gpu-1"); err == nil || !strings.Contains(err.Error(), "ov-a-gpu-1") {
+		t.Errorf("a node that is called as another cluster: %v", err)
+	}
+}
+
+func TestAnUnknownNodeIsAnsweredWithTheKnownOnes(t *testing.T) {
+	if _, err := many(t).Clusters[0].Node("gpu-7"); err == nil || !strings.Contains(err.Error(), "gpu-0, cpu-0") {
+		t.Errorf("err = %v", err)
+	}
+}

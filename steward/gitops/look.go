@@ -172,35 +172,51 @@ func (r *Repository) reports(ctx context.Context, app, cluster string, wanted ma
 	return nil
 }
 
-// lateReports reads what this cluster's steward said of releases that are quarantined since.
-// That one was aborted is the last word, and is not asked for again.
+// newestLandings is of how many releases before the one that is wanted the reports are read.
+const newestLandings = 3
+
+// lateReports reads what this cluster's steward said of the newest releases that Git wanted
+// before, and of those that are quarantined since. A last word is not asked for again: that a
+// release was aborted, or superseded as long as nobody quarantines it, or that nobody ever
+// said anything.
 func (r *Repository) lateReports(ctx context.Context, app, cluster string, wanted map[string]steward.Wanted) error {
 	w := wanted[cluster]
 	w.Before = slices.Clone(w.Before)
 	for i, landing := range w.Before {
-		if !r.seen.quarantine.Has(landing.Digest) {
+		quarantined := r.seen.quarantine.Has(landing.Digest)
+		if i >= newestLandings && !quarantined {
 			continue
 		}
 		key := steward.Context(app, cluster) + " " + landing.Commit
 		report, known := r.final[key]
-		if !known {
-			statuses, err := r.Forge.Statuses(ctx, landing.Commit)
-			if err != nil {
-				return fmt.Errorf("reading the reports on %s: %w", landing.Commit, err)
-			}
-			for _, status := range statuses {
-				if said, ok := steward.ParseReport(status); ok && status.Context == steward.Context(app, cluster) {
-					report = said
-				}
+		if !known || quarantined && report.State != steward.StateAborted {
+			var err error
+			if report, err = r.said(ctx, steward.Context(app, cluster), landing.Commit); err != nil {
+				return err
 			}
 		}
-		if report.State == steward.StateAborted {
+		switch report.State {
+		case steward.StateAborted, steward.StateSuperseded, "":
 			r.final[key] = report
 		}
 		w.Before[i].Report = report
 	}
 	wanted[cluster] = w
 	return nil
+}
+
+// said is the report on a commit; zero if there is none.
+func (r *Repository) said(ctx context.Context, name, commit string) (report steward.Report, err error) {
+	statuses, err := r.Forge.Statuses(ctx, commit)
+	if err != nil {
+		return report, fmt.Errorf("reading the reports on %s: %w", commit, err)
+	}
+	for _, status := range statuses {
+		if said, ok := steward.ParseReport(status); ok && status.Context == name {
+			report = said
+		}
+	}
+	return report, nil
 }
 
 func (r *Repository) listened(cluster string) []string {

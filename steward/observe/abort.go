@@ -8,6 +8,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/steward"
 )
 
@@ -36,7 +37,7 @@ func (s *snapshot) aborts(u *unstructured.Unstructured, of image, r steward.Roll
 		}
 		release := s.release(u.GetName(), hash, of)
 		told := slices.ContainsFunc(found, func(a steward.Abort) bool { return a.Digest == release.Digest })
-		if release.Empty() || told {
+		if release.Empty() || told || s.wasStable(run, u.GetName(), release, of) {
 			continue
 		}
 		at := when(text(run, "status", "completedAt"))
@@ -46,6 +47,18 @@ func (s *snapshot) aborts(u *unstructured.Unstructured, of image, r steward.Roll
 		found = append(found, steward.Abort{Release: release, At: at, Revision: hash, Evidence: s.evidence(u.GetName(), hash, text(run, "status", "message"))})
 	}
 	return found
+}
+
+// wasStable reports whether an analysis was of a change around the image that was stable at
+// the time, of a variable for example: what it found says nothing about the image, also when
+// another one has become stable since.
+func (s *snapshot) wasStable(run *unstructured.Unstructured, rollout string, r fleet.Release, of image) bool {
+	for _, arg := range maps(run, "spec", "args") {
+		if arg["name"] == "stable-hash" {
+			return s.release(rollout, word(arg["value"]), of) == r
+		}
+	}
+	return false
 }
 
 // evidence collects what speaks against a revision.

@@ -1,7 +1,9 @@
 package observe
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"regexp"
@@ -24,13 +26,19 @@ type Hardware struct {
 	Client     *http.Client
 }
 
-// faults asks which of the canary's Pods report an Xid of broken hardware, and where they
-// are. Only the worker's own counter is asked: it names the Pod that had the GPU.
+// faults asks which of the canary's Pods have reported an Xid of broken hardware since the
+// newest analysis began, and where they are or were: a Pod that is evicted already still tells
+// of its node. Only the worker's own counter is asked: it names the Pod that had the GPU.
 func (c *Cluster) faults(ctx context.Context, s *snapshot, u *unstructured.Unstructured) ([]steward.Fault, error) {
 	hash := text(u, "status", "currentPodHash")
+	runs := s.runsOf(u.GetName(), hash)
+	if len(runs) == 0 {
+		return nil, nil // what paused it is gone
+	}
 	xids := strings.Trim(strings.ReplaceAll(fmt.Sprint(c.options.Drain.Xids), " ", "|"), "[]")
-	query := fmt.Sprintf(`max by (pod, xid) (omnivision_worker_cuda_errors_total{namespace=%q, pod=~%q, xid=~%q}) > 0`,
-		c.options.Namespace, regexp.QuoteMeta(u.GetName()+"-"+hash)+"-[a-z0-9]+", xids)
+	since := max(1, int(time.Since(runs[0].GetCreationTimestamp().Time).Seconds()))
+	query := fmt.Sprintf(`max by (pod, node, xid) (max_over_time(omnivision_worker_cuda_errors_total{namespace=%q, pod=~%q, xid=~%q}[%ds])) > 0`,
+		c.options.Namespace, regexp.QuoteMeta(u.GetName()+"-"+hash)+"-[a-z0-9]+", xids, since)
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	found, err := prometheus{c.options.Drain.Prometheus, c.options.Drain.Client}.instant(ctx, query)
@@ -39,19 +47,27 @@ func (c *Cluster) faults(ctx context.Context, s *snapshot, u *unstructured.Unstr
 	}
 	var faults []steward.Fault
 	for _, labels := range found {
-		for _, pod := range s.pods {
-			node := text(pod, "spec", "nodeName")
-			if pod.GetName() != labels["pod"] || node == "" {
-				continue
-			}
-			isolated, err := c.isolated(ctx, s, node)
-			if err != nil {
-				return nil, err
-			}
-			faults = append(faults, steward.Fault{Node: node, Pod: pod.GetName(), Xid: labels["xid"], Isolated: isolated})
+		node := cmp.Or(labels["node"], s.nodeOf(labels["pod"]))
+		if node == "" {
+			continue
 		}
+		isolated, err := c.isolated(ctx, s, node)
+		if err != nil {
+			return nil, err
+		}
+		faults = append(faults, steward.Fault{Node: node, Pod: labels["pod"], Xid: labels["xid"], Isolated: isolated})
 	}
 	return faults, nil
+}
+
+// nodeOf is where a Pod is, for a Prometheus that does not know it.
+func (s *snapshot) nodeOf(name string) string {
+	for _, pod := range s.pods {
+		if pod.GetName() == name {
+			return text(pod, "spec", "nodeName")
+		}
+	}
+	return ""
 }
 
 // isolated reports whether a node takes no Pods and has none of the platform's left.
@@ -83,15 +99,44 @@ func (c *Cluster) Do(ctx context.Context, action steward.Action) error {
 	case steward.Isolate:
 		return c.isolate(ctx, a.Fault)
 	case steward.Resume:
-		// What `kubectl argo rollouts promote` does: the controller then starts the analysis anew.
-		_, err := c.client.Resource(rollouts).Namespace(c.options.Namespace).Patch(ctx, a.Rollout, types.MergePatchType,
-			[]byte(`{"status":{"pauseConditions":null}}`), metav1.PatchOptions{}, "status")
-		if err != nil {
-			return fmt.Errorf("resuming Rollout %s: %w", a.Rollout, err)
-		}
-		return nil
+		return c.resume(ctx, a)
 	}
 	return fmt.Errorf("%s: a cluster cannot do this", action)
+}
+
+// resume lets a Rollout go on, as `kubectl argo rollouts promote` does: the controller then
+// starts the analysis anew. By itself that would also end the pause between two weights,
+// however much was left of it, so that begins anew too, from the step before it.
+func (c *Cluster) resume(ctx context.Context, a steward.Resume) error {
+	s, err := c.snapshot()
+	if err != nil {
+		return err
+	}
+	status := map[string]any{"pauseConditions": nil}
+	for _, u := range s.rollouts {
+		if step, paused := pausedAt(u); u.GetName() == a.Rollout && paused && step > 0 {
+			status["currentStepIndex"] = step - 1
+		}
+	}
+	patch, err := json.Marshal(map[string]any{"status": status})
+	if err != nil {
+		return err
+	}
+	if _, err := c.client.Resource(rollouts).Namespace(c.options.Namespace).Patch(ctx, a.Rollout, types.MergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
+		return fmt.Errorf("resuming Rollout %s: %w", a.Rollout, err)
+	}
+	return nil
+}
+
+// pausedAt is the index of the step that a Rollout is at, if that is a pause.
+func pausedAt(u *unstructured.Unstructured) (int64, bool) {
+	steps := maps(u, "spec", "strategy", "canary", "steps")
+	index, found, _ := unstructured.NestedInt64(u.Object, "status", "currentStepIndex")
+	if !found || index < 0 || index >= int64(len(steps)) {
+		return 0, false
+	}
+	_, paused := steps[index]["pause"]
+	return index, paused
 }
 
 // isolate cordons a node and evicts the platform's Pods from it. A disruption budget may say

@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -160,19 +161,21 @@ func TestSpecThatTheControllerHasNotSeenIsNotHealthy(t *testing.T) {
 func TestBrokenHardwareIsIsolatedAndTheCanaryGoesOn(t *testing.T) {
 	prometheus := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		query := r.URL.Query().Get("query")
-		if !strings.Contains(query, `pod=~"omnivision-worker-bbb-[a-z0-9]+"`) || !strings.Contains(query, `xid=~"46|48|79"`) {
+		if !strings.Contains(query, `pod=~"omnivision-worker-bbb-[a-z0-9]+"`) || !strings.Contains(query, `xid=~"46|48|79"`) || !sinceTheAnalysis.MatchString(query) {
 			t.Errorf("the query is %s", query)
 		}
-		_, _ = w.Write([]byte(`{"status":"success","data":{"resultType":"vector","result":[{"metric":{"pod":"omnivision-worker-bbb-1","xid":"79"},"value":[1,"1"]}]}}`))
+		_, _ = w.Write([]byte(`{"status":"success","data":{"resultType":"vector","result":[{"metric":{"pod":"omnivision-worker-bbb-1","node":"gpu-0","xid":"79"},"value":[1,"1"]}]}}`))
 	}))
 	defer prometheus.Close()
-	c, client := start(t, "aborted.yaml", &Hardware{Prometheus: prometheus.URL, Xids: []int{46, 48, 79}}, func(objects []*unstructured.Unstructured) {
+	hardware := &Hardware{Prometheus: prometheus.URL, Xids: []int{46, 48, 79}}
+	paused := func(objects []*unstructured.Unstructured) {
 		set(t, objects[0], false, "status", "abort")
 		set(t, objects[0], "Paused", "status", "phase")
 		if err := unstructured.SetNestedSlice(objects[0].Object, []any{map[string]any{"reason": "InconclusiveAnalysisRun"}}, "status", "pauseConditions"); err != nil {
 			t.Fatal(err)
 		}
-	})
+	}
+	c, client := start(t, "aborted.yaml", hardware, paused)
 	r := look(t, c)
 	if len(r.Faults) != 1 || r.Faults[0] != (steward.Fault{Node: "gpu-0", Pod: "omnivision-worker-bbb-1", Xid: "79"}) {
 		t.Fatalf("faults are %+v", r.Faults)
@@ -202,6 +205,86 @@ func TestBrokenHardwareIsIsolatedAndTheCanaryGoesOn(t *testing.T) {
 	last := client.Actions()[len(client.Actions())-1].(clienttesting.PatchAction)
 	if last.GetSubresource() != "status" || string(last.GetPatch()) != `{"status":{"pauseConditions":null}}` {
 		t.Errorf("the Rollout was patched by %s %s", last.GetSubresource(), last.GetPatch())
+	}
+	// When the Pod is gone from its node the fault is still known, and dealt with.
+	c, _ = start(t, "aborted.yaml", hardware, paused, func(objects []*unstructured.Unstructured) {
+		pod, node := objects[4], objects[6]
+		pod.SetName("omnivision-worker-bbb-3")
+		set(t, pod, "gpu-1", "spec", "nodeName")
+		set(t, node, true, "spec", "unschedulable")
+	})
+	if r := look(t, c); len(r.Faults) != 1 || r.Faults[0] != (steward.Fault{Node: "gpu-0", Pod: "omnivision-worker-bbb-1", Xid: "79", Isolated: true}) {
+		t.Errorf("after the eviction faults are %+v", r.Faults)
+	}
+}
+
+// sinceTheAnalysis is the range of the query for faults: what was before the newest analysis
+// began is dealt with.
+var sinceTheAnalysis = regexp.MustCompile(`\[[1-9][0-9]*s\]\)\) > 0$`)
+
+func TestResumeBeginsTheStepsPauseAnew(t *testing.T) {
+	for step, want := range map[int64]string{
+		0: `{"status":{"pauseConditions":null}}`, // no pause
+		1: `{"status":{"currentStepIndex":0,"pauseConditions":null}}`,
+		3: `{"status":{"currentStepIndex":2,"pauseConditions":null}}`,
+		4: `{"status":{"pauseConditions":null}}`, // all steps are done
+	} {
+		c, client := start(t, "aborted.yaml", nil, func(objects []*unstructured.Unstructured) { set(t, objects[0], step, "status", "currentStepIndex") })
+		if err := c.Do(t.Context(), steward.Resume{App: "omnivision-worker", Rollout: "omnivision-worker"}); err != nil {
+			t.Fatal(err)
+		}
+		last := client.Actions()[len(client.Actions())-1].(clienttesting.PatchAction)
+		if got := string(last.GetPatch()); got != want {
+			t.Errorf("at step %d the patch is %s, want %s", step, got, want)
+		}
+	}
+}
+
+// A canary may change what is around the image that is stable: whatever ends it does not
+// condemn that image, neither now nor when another one has become stable.
+func TestFailedCanaryAroundTheStableImageIsNoAbortOfIt(t *testing.T) {
+	for _, test := range []struct {
+		name, stableThen string
+		image            string // of the failed revision
+		want             int
+	}{
+		{"another image", "aaa", "BAD", 1},
+		{"the image that was stable", "aaa", "GOOD", 0},
+		{"what was stable is gone", "zzz", "GOOD", 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c, _ := start(t, "aborted.yaml", nil, func(objects []*unstructured.Unstructured) {
+				set(t, objects[0], false, "status", "abort")
+				set(t, objects[0], "ccc", "status", "currentPodHash")
+				set(t, objects[0], "ccc", "status", "stableRS") // a third image
+				image := strings.NewReplacer("BAD", "0.1.0-2@"+digest("b"), "GOOD", "0.1.0-1@"+digest("a")).Replace(test.image)
+				containers := []any{map[string]any{"name": "worker", "image": oregon.ImageRegistry + "/omnivision-worker:" + image}}
+				args := []any{map[string]any{"name": "canary-hash", "value": "bbb"}, map[string]any{"name": "stable-hash", "value": test.stableThen}}
+				for _, list := range []struct {
+					u     *unstructured.Unstructured
+					value []any
+					path  []string
+				}{{objects[2], containers, []string{"spec", "template", "spec", "containers"}}, {objects[3], args, []string{"spec", "args"}}} {
+					if err := unstructured.SetNestedSlice(list.u.Object, list.value, list.path...); err != nil {
+						t.Fatal(err)
+					}
+				}
+			})
+			if r := look(t, c); len(r.Aborts) != test.want {
+				t.Errorf("aborts are %+v, want %d", r.Aborts, test.want)
+			}
+		})
+	}
+}
+
+func TestCanaryThatFindsNoNodeSaysWhy(t *testing.T) {
+	c, _ := start(t, "aborted.yaml", nil)
+	if r := look(t, c); r.Waiting != "0/3 nodes: Insufficient nvidia.com/gpu" {
+		t.Errorf("it waits for %q", r.Waiting)
+	}
+	c, _ = start(t, "aborted.yaml", nil, func(objects []*unstructured.Unstructured) { set(t, objects[0], "bbb", "status", "stableRS") })
+	if r := look(t, c); r.Waiting != "" {
+		t.Errorf("without a canary it waits for %q", r.Waiting)
 	}
 }
 

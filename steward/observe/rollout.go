@@ -55,8 +55,26 @@ func (s *snapshot) rollout(u *unstructured.Unstructured, of image) steward.Rollo
 	r.Step, r.Steps, r.Weight = progress(u)
 	r.PodShare = podShare(u)
 	r.Inconclusive = s.inconclusive(u, current)
+	if current != stable {
+		r.Waiting = s.waiting(current)
+	}
 	r.Aborts = s.aborts(u, of, r)
 	return r
+}
+
+// waiting says why a Pod of a revision finds no node; empty if none waits for one.
+func (s *snapshot) waiting(hash string) string {
+	for _, pod := range s.pods {
+		if hash == "" || pod.GetLabels()[hashLabel] != hash {
+			continue
+		}
+		for _, c := range maps(pod, "status", "conditions") {
+			if c["type"] == "PodScheduled" && c["status"] == "False" {
+				return word(c["message"])
+			}
+		}
+	}
+	return ""
 }
 
 func text(u *unstructured.Unstructured, path ...string) string {

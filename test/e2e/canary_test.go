@@ -17,38 +17,94 @@ import (
 	"github.com/omnivision/omnivision/worker/api"
 )
 
-// rolling is the good worker that testCanaryShare releases and testWaves sees through.
-var rolling struct{ digest string }
+// rolling is the good worker that is pushed in OneGPUShortAborts, takes its 5 % in CanaryShare
+// and goes everywhere in ReleaseGoesWaveByWave.
+var rolling struct {
+	digest string
+	values string     // of Oregon, as they were before
+	added  chan error // of the node that Oregon gets meanwhile
+}
 
-// testCanaryShare releases a good worker and holds its canary at 5 %: of 2,000 requests that
-// come by the UI 5 % are the canary's, and none fails. Without the exporter of the canary's
-// GPUs the release neither aborts nor goes on.
-func testCanaryShare(t *testing.T) {
-	const cluster = "cluster-aws"
+const (
+	rollingCluster = "cluster-aws"
+	rollingValues  = "infrastructure/cluster-aws/values-overrides.yaml"
+	addedNode      = "gpu-1"
+)
+
+// pushRolling pushes a good worker, and prepares Oregon for its canary while the conveyor
+// builds it: the same steps as in production, of which the first pause ends by hand, an
+// analysis that asks more often, a further GPU node, and a steward that may drain nodes.
+func pushRolling(t *testing.T) {
+	t.Helper()
 	g := clone(t)
-	const file = "infrastructure/cluster-aws/values-overrides.yaml"
-	// The same steps as in production; the first pause ends by hand, and the analysis asks
-	// more often.
-	var before string
-	g.edit(t, file, func(s string) string {
-		before = s
+	g.edit(t, rollingValues, func(s string) string {
+		rolling.values = s
 		return strings.TrimRight(s, "\n") + `
 gpuHealthCheck:
-  initialDelay: 45s
+  initialDelay: 30s
   interval: 5s
-  missingDataLimit: 4
+  window: 20s
+  missingDataLimit: 6
 aiWorker:
   canary:
     steps: [{setWeight: 5}, {pause: {}}, {setWeight: 50}, {pause: {duration: 10s}}]
 `
 	})
-	rolling.digest = releaseWorker(t, "// A change that is good.")
-	waitForWeight(t, cluster, rolling.digest, 5)
+	// As docs/canary.md says it.
+	g.edit(t, "infrastructure/cluster-aws/kustomization.yaml", func(s string) string {
+		return strings.TrimRight(s, "\n") + `
+  - target: {kind: Application, name: steward}
+    patch: |-
+      - op: add
+        path: /spec/source/kustomize
+        value: {components: [../drain]}
+      - op: replace
+        path: /metadata/annotations/argocd.argoproj.io~1manifest-generate-paths
+        value: /components/steward/manifests;/components/steward/drain
+`
+	})
+	pushWorker(t, "// A change that is good.")
+	rolling.added = make(chan error, 1)
+	go func() {
+		_, err := try(t, "node", "add", "--cluster", rollingCluster)
+		rolling.added <- err
+	}()
+}
+
+// testCanaryShare merges the good worker and holds its canary at 5 %: of 2,000 requests that
+// come by the UI 5 % are the canary's, and none fails.
+func testCanaryShare(t *testing.T) {
+	if rolling.added == nil {
+		t.Fatal("no worker was pushed: run it after OneGPUShortAborts")
+	}
+	if err := <-rolling.added; err != nil {
+		t.Fatalf("node add: %v", err)
+	}
+	if gpus := kubectl(t, rollingCluster, "get", "node", addedNode, "-o", `jsonpath={.status.allocatable.nvidia\.com/gpu}`); gpus != "4" {
+		t.Errorf("the added node has %q GPUs", gpus)
+	}
+	rolling.digest = mergeWorker(t)
+	waitForWeight(t, rollingCluster, rolling.digest, 5)
 	countShare(t, rolling.digest)
-	exporterDown(t, cluster)
-	runs(t, cluster, rolling.digest)
-	g.run(t, "pull", "--quiet", "--rebase", "origin", "main")
-	g.edit(t, file, func(string) string { return before })
+}
+
+// testExporterDown stops the exporter of the canary's GPUs: the release neither aborts nor
+// goes on by itself. Then it goes on, and what it needed beside is put away.
+func testExporterDown(t *testing.T) {
+	exporterDown(t, rollingCluster)
+	runs(t, rollingCluster, rolling.digest)
+	g := clone(t)
+	g.edit(t, rollingValues, func(string) string { return rolling.values })
+	omnivision(t, "gpu", "reset", "--cluster", rollingCluster, "--node", broken.node, broken.gpu)
+	kubectl(t, rollingCluster, "uncordon", broken.node)
+	kubectl(t, rollingCluster, "drain", addedNode, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=2m")
+	omnivision(t, "node", "remove", "--cluster", rollingCluster, addedNode)
+	eventually(t, "Oregon is healthy without the node", 3*time.Minute, func() error {
+		if names := kubectl(t, rollingCluster, "get", "nodes", "-o", "jsonpath={.items[*].metadata.name}"); names != "cpu-0 gpu-0" {
+			return fmt.Errorf("its nodes are %s", names)
+		}
+		return healthy(t)
+	})
 }
 
 // waitForWeight waits until Traefik has what Argo Rollouts says.

@@ -164,26 +164,35 @@ func jobLogs(t *testing.T, repository string, run int64) string {
 // text is an answer that is no JSON.
 type text string
 
-// merge waits for the plan, which main demands, and merges.
+// merge waits for the plan, which main demands, and merges. Its head may move meanwhile: a
+// steward keeps it on top of main.
 func merge(t *testing.T, pr pullRequest) {
 	t.Helper()
-	eventually(t, "the plan of pull request "+fmt.Sprint(pr.Number), 5*time.Minute, func() error {
-		var statuses []struct{ Context, Status, Description string }
-		if err := forgeAPI(t, http.MethodGet, "omnivision-gitops/commits/"+pr.Head.SHA+"/statuses", nil, &statuses); err != nil {
+	path := fmt.Sprintf("omnivision-gitops/pulls/%d", pr.Number)
+	eventually(t, fmt.Sprintf("the merge of pull request %d", pr.Number), 5*time.Minute, func() error {
+		if err := forgeAPI(t, http.MethodGet, path, nil, &pr); err != nil {
 			return err
 		}
-		for _, s := range statuses {
-			if s.Context == "omnivision/plan" && s.Status == "success" {
-				t.Logf("pull request %d: %s", pr.Number, s.Description)
-				return nil
-			}
+		if err := planned(t, pr); err != nil {
+			return err
 		}
-		return fmt.Errorf("omnivision/plan is not green: %v", statuses)
+		return forgeAPI(t, http.MethodPost, path+"/merge", map[string]any{"Do": "squash", "head_commit_id": pr.Head.SHA}, nil)
 	})
-	eventually(t, "the merge of pull request "+fmt.Sprint(pr.Number), time.Minute, func() error {
-		return forgeAPI(t, http.MethodPost, fmt.Sprintf("omnivision-gitops/pulls/%d/merge", pr.Number),
-			map[string]any{"Do": "squash", "head_commit_id": pr.Head.SHA}, nil)
-	})
+}
+
+// planned reports whether the plan of a pull request's head is green.
+func planned(t *testing.T, pr pullRequest) error {
+	t.Helper()
+	var statuses []struct{ Context, Status, Description string }
+	if err := forgeAPI(t, http.MethodGet, "omnivision-gitops/commits/"+pr.Head.SHA+"/statuses", nil, &statuses); err != nil {
+		return err
+	}
+	for _, s := range statuses {
+		if s.Context == "omnivision/plan" && s.Status == "success" {
+			return nil
+		}
+	}
+	return fmt.Errorf("omnivision/plan is not green: %v", statuses)
 }
 
 // runs waits until every worker of a cluster is of the digest. The canary's pauses are

@@ -167,7 +167,10 @@ func TestFleet(t *testing.T) {
 		{"GateRefusesForeign", testGateRefusesForeign},
 		{"GateReplicaKilled", testGateReplicaKilled},
 		{"Quarantine", testQuarantine},
+		{"OneGPUShortAborts", testOneGPUShort}, // while the next one's worker is built
 		{"CanaryShare", testCanaryShare},
+		{"BrokenGPUDrainsItsNode", testBrokenGPUDrainsItsNode},
+		{"ExporterDownPauses", testExporterDown},
 		{"ReleaseGoesWaveByWave", testWaves},
 		{"AbortHealsGit", testAbortHealsGit},
 		{"ForgeDownDuringAbort", testForgeDown},

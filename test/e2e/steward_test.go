@@ -72,17 +72,31 @@ func testAbortHealsGit(t *testing.T) {
 // new image's digest once the Rollout wants it.
 func releaseWorker(t *testing.T, change string) string {
 	t.Helper()
+	pushWorker(t, change)
+	return mergeWorker(t)
+}
+
+// pushWorker pushes a change of the worker: the conveyor builds and proposes it.
+func pushWorker(t *testing.T, change string) {
+	t.Helper()
 	source := checkout{filepath.Join(t.TempDir(), "source"), "omnivision"}
 	source.clone(t)
 	// The vulnerable image of another part has taken the version that the next commit would have.
 	source.run(t, "commit", "--quiet", "--allow-empty", "--message", "Count on")
 	source.edit(t, "worker/worker.go", func(s string) string { return s + "\n" + change + "\n" })
+}
+
+// mergeWorker merges what the conveyor proposes to Oregon, and returns the image's digest
+// once the Rollout wants it.
+func mergeWorker(t *testing.T) string {
+	t.Helper()
+	const branch = "release/" + workerApp + "/wave-1"
 	var pr pullRequest
 	eventually(t, "the pull request of the push", 10*time.Minute, func() (err error) {
 		if err := failedJobs(t, "omnivision"); err != nil {
 			t.Fatal(err)
 		}
-		pr, err = openPull(t, "release/"+workerApp+"/wave-1")
+		pr, err = openPull(t, branch)
 		return err
 	})
 	digest := regexp.MustCompile("`(sha256:[0-9a-f]{64})`").FindStringSubmatch(pr.Body)
@@ -99,31 +113,53 @@ func releaseWorker(t *testing.T, change string) string {
 	return digest[1]
 }
 
-// tripCanary raises an Xid that software causes on the GPU of the canary's Pod. Just before it
-// does, it calls first, if there is one.
-func tripCanary(t *testing.T, cluster string, first func()) {
+// canaryPod waits until a Pod of the canary runs, and returns its name and its node's.
+func canaryPod(t *testing.T, cluster string) (name, node string) {
 	t.Helper()
-	var canary string
 	eventually(t, "the canary's Pod", 3*time.Minute, func() error {
 		hash := kubectl(t, cluster, "get", "rollout", workerRollout, "-n", "omnivision", "-o", "jsonpath={.status.currentPodHash}")
-		canary = kubectl(t, cluster, "get", "pods", "-n", "omnivision", "-l", "app.kubernetes.io/component=worker,rollouts-pod-template-hash="+hash,
-			"--field-selector=status.phase=Running", "-o", `jsonpath={range .items[*]}{.metadata.name}{"\n"}{end}`)
-		if canary, _, _ = strings.Cut(canary, "\n"); canary == "" {
+		all := kubectl(t, cluster, "get", "pods", "-n", "omnivision", "-l", "app.kubernetes.io/component=worker,rollouts-pod-template-hash="+hash,
+			"--field-selector=status.phase=Running", "-o", `jsonpath={range .items[*]}{.metadata.name} {.spec.nodeName}{"\n"}{end}`)
+		first, _, _ := strings.Cut(all, "\n")
+		if name, node, _ = strings.Cut(first, " "); name == "" {
 			return fmt.Errorf("no Pod of %s runs", hash)
 		}
 		return nil
 	})
-	eventually(t, "the canary's GPU", time.Minute, func() error {
-		lines := strings.Split(strings.TrimSpace(omnivision(t, "gpu", "list", "--cluster", cluster)), "\n")
-		for index, line := range lines[1:] {
-			if strings.Contains(line, "omnivision/"+canary) {
+	return name, node
+}
+
+// gpusOf lists the lines of a node's GPUs, by their index.
+func gpusOf(t *testing.T, cluster, node string) []string {
+	t.Helper()
+	return strings.Split(strings.TrimSpace(omnivision(t, "gpu", "list", "--cluster", cluster, "--node", node)), "\n")[1:]
+}
+
+// tripGPU raises an Xid on the GPU of a Pod, and returns the GPU's index. Just before it does,
+// it calls first, if there is one.
+func tripGPU(t *testing.T, cluster, node, pod string, xid int, first func()) (gpu string) {
+	t.Helper()
+	eventually(t, "the GPU of "+pod, time.Minute, func() error {
+		lines := gpusOf(t, cluster, node)
+		for index, line := range lines {
+			if strings.Contains(line, "omnivision/"+pod) {
 				if first != nil {
 					first()
 				}
-				omnivision(t, "gpu", "xid", "--cluster", cluster, strconv.Itoa(index), "31")
+				gpu = strconv.Itoa(index)
+				omnivision(t, "gpu", "xid", "--cluster", cluster, "--node", node, gpu, strconv.Itoa(xid))
 				return nil
 			}
 		}
-		return fmt.Errorf("no GPU is of %s:\n%s", canary, strings.Join(lines, "\n"))
+		return fmt.Errorf("no GPU is of %s:\n%s", pod, strings.Join(lines, "\n"))
 	})
+	return gpu
+}
+
+// tripCanary raises an Xid that software causes on the GPU of the canary's Pod. Just before it
+// does, it calls first, if there is one.
+func tripCanary(t *testing.T, cluster string, first func()) {
+	t.Helper()
+	pod, node := canaryPod(t, cluster)
+	tripGPU(t, cluster, node, pod, 31, first)
 }

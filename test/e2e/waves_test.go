@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// testWaves goes on with the release of testCanaryShare: when it has soaked in Oregon, the steward
+// testWaves goes on with that release: when it has soaked in Oregon, the steward
 // proposes it to Belgium and merges that by itself, and the commit that was pushed says so.
 func testWaves(t *testing.T) {
 	g := clone(t)
