@@ -35,6 +35,7 @@ import (
 	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/gate"
 	"github.com/omnivision/omnivision/gate/inject"
+	"github.com/omnivision/omnivision/gate/server"
 	"github.com/omnivision/omnivision/gate/webhook"
 	"github.com/omnivision/omnivision/localfleet/ca"
 	"github.com/omnivision/omnivision/localfleet/edge/apiservertest"
@@ -48,8 +49,11 @@ const (
 	coldImages = 2 * closedWith
 )
 
-// trustedRoot is the file of who signs, among those of a role.
-const trustedRoot = "trusted_root.json"
+// Files of a role: who signs, and one that is there once it listens.
+const (
+	trustedRoot = "trusted_root.json"
+	listening   = "listening"
+)
 
 // benchJudge is who judges in the benchmark: the gate's own Judge, which reads the registry of the benchmark.
 func benchJudge(dir string, size int) (gate.Judge, error) {
@@ -169,8 +173,11 @@ func serveRole(role string) error {
 	if err != nil {
 		return err
 	}
-	listener, err := net.Listen("tcp", os.Getenv(addressVariable))
+	listener, err := server.ListenShared(context.Background(), os.Getenv(addressVariable))
 	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, listening), nil, 0o600); err != nil {
 		return err
 	}
 	go func() { // ends with the benchmark, whose end of the pipe closes
@@ -441,13 +448,22 @@ type process struct {
 
 func startRole(b testing.TB, role string, authority *ca.Authority, root []byte, sidecar string) *process {
 	b.Helper()
+	return startRoleAt(b, freeAddress(b), role, authority, root, sidecar)
+}
+
+func freeAddress(b testing.TB) string {
+	l := listen(b)
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// startRoleAt starts a process at an address that others of this test may have as well.
+func startRoleAt(b testing.TB, address, role string, authority *ca.Authority, root []byte, sidecar string) *process {
+	b.Helper()
 	dir := b.TempDir()
 	check(b, os.WriteFile(filepath.Join(dir, trustedRoot), root, 0o600))
 	_, err := authority.IssueFiles(filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key"), ca.Request{CommonName: role, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}})
 	check(b, err)
-	l := listen(b)
-	address := l.Addr().String()
-	l.Close()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), roleVariable+"="+role, addressVariable+"="+address, filesVariable+"="+dir, sidecarVariable+"="+sidecar)
 	log, err := os.Create(filepath.Join(dir, "audit.log"))
@@ -458,10 +474,7 @@ func startRole(b testing.TB, role string, authority *ca.Authority, root []byte, 
 	check(b, cmd.Start())
 	b.Cleanup(func() { stdin.Close(); _ = cmd.Wait(); log.Close() })
 	until(b, role+" does not listen", func() bool {
-		c, err := net.Dial("tcp", address)
-		if err == nil {
-			c.Close()
-		}
+		_, err := os.Stat(filepath.Join(dir, listening))
 		return err == nil
 	})
 	return &process{address, cmd.Process.Pid}

@@ -1,23 +1,22 @@
 package gate_test
 
 import (
-	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
+	"github.com/omnivision/omnivision/gate/killtest"
 	"github.com/omnivision/omnivision/localfleet/ca"
 )
 
-// Kills of one of two replicas, as a kernel out of memory or a dying node does them, and the creates around each.
+// Kills of one of the two processes that answer for each of two Pods, and the creates around each.
 const (
 	kills      = 4
 	aroundKill = 2 * time.Second
 )
 
-// A replica that is killed takes along the reviews that it held: the API server sends a review once. So a create may
-// fail, and is refused, not let through; nothing else may fail, and what comes next is answered by the other replica.
+// A process that is killed takes along the reviews that it held, and what the kernel gave it while it ended: the API
+// server sends a review once. Such a create is refused, not let through. Whatever begins later is answered, since the other
+// process of the Pod has the same port, though nobody took the Pod out of the Service.
 func TestKilledReplicaTakesAlongOnlyWhatItHeld(t *testing.T) {
 	c := newCluster(t)
 	site := newSite(t)
@@ -26,13 +25,14 @@ func TestKilledReplicaTakesAlongOnlyWhatItHeld(t *testing.T) {
 	foreign := site.repository.Digest(unsigned).String()
 	authority, err := ca.LoadOrCreate(t.TempDir())
 	check(t, err)
-	start := func() *process {
-		p := startRole(t, "gate", authority, site.root, "")
-		c.front.add(p.address)
-		until(t, "the replica is not ready", func() bool { return c.front.isReady(p.address) })
-		return p
+	start := func(address string) *process { return startRoleAt(t, address, "gate", authority, site.root, "") }
+	var twins []*process
+	for range 2 {
+		pod := freeAddress(t)
+		twins = append(twins, start(pod), start(pod))
+		c.front.add(pod)
+		until(t, "the replica is not ready", func() bool { return c.front.isReady(pod) })
 	}
-	replicas := []*process{start(), start()}
 	register(t, c.admin, "gate", &process{address: c.front.listener.Addr().String()}, authority, hooks{pin: true, validate: true, conditions: true})
 	create := func(image string) error {
 		p := pod(apps, "killed", image)
@@ -41,40 +41,17 @@ func TestKilledReplicaTakesAlongOnlyWhatItHeld(t *testing.T) {
 		return err
 	}
 	until(t, "the gate is not asked", func() bool { return create(image) == nil && create(foreign) != nil })
-	var mu sync.Mutex
-	creates, failed := 0, 0
-	one := func() {
-		// Whose image it is that is asked about while a replica dies makes no difference to who gets in.
-		admitted := create(foreign) == nil
-		err := create(image)
-		mu.Lock()
-		defer mu.Unlock()
-		creates++
-		if admitted {
-			t.Error("a foreign image is admitted while a replica dies")
-		}
-		if err != nil {
-			failed++
-			if !strings.Contains(err.Error(), "failed calling webhook") {
-				t.Errorf("a create fails for another reason than a lost connection: %v", err)
-			}
-		}
-	}
+	var all killtest.Outcome
 	for i := range kills {
-		var running sync.WaitGroup
-		killed := false
-		begin := time.Now()
-		for n := 0; time.Since(begin) < aroundKill; n++ {
-			if !killed && time.Since(begin) > aroundKill/4 {
-				check(t, syscall.Kill(replicas[i%2].pid, syscall.SIGKILL))
-				killed = true
+		o := killtest.Amid(t, twins[i].pid, aroundKill, func() error {
+			// Whose image it is that is asked about while a process dies makes no difference to who gets in.
+			if create(foreign) == nil {
+				t.Error("a foreign image is admitted while a process dies")
 			}
-			time.Sleep(time.Until(begin.Add(time.Duration(n) * time.Second / openRate)))
-			running.Go(one)
-		}
-		running.Wait()
-		until(t, "with one replica left nothing is created", func() bool { return create(image) == nil })
-		replicas[i%2] = start()
+			return create(image)
+		})
+		all.Creates, all.Failed, all.InFlight = all.Creates+o.Creates, all.Failed+o.Failed, all.InFlight+o.InFlight
+		twins[i] = start(twins[i].address)
 	}
-	t.Logf("%d kills of one of two replicas at %d creates/s: %d of %d creates failed", kills, openRate, failed, creates)
+	t.Logf("%d kills of one of two processes of a Pod at %d creates/s: %d of %d creates failed, of %d that were in flight", kills, killtest.Rate, all.Failed, all.Creates, all.InFlight)
 }

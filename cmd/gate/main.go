@@ -1,5 +1,5 @@
 // Command gate is a cluster's admission: it pins image tags to digests and refuses Pods with images that the
-// policies do not admit. Every replica serves; there is no leader.
+// policies do not admit. Every replica serves; there is no leader. Several processes of one Pod may serve one port.
 package main
 
 import (
@@ -85,8 +85,8 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (options
 		fmt.Fprint(stderr, usage)
 		fs.PrintDefaults()
 	}
-	fs.StringVar(&o.listen, "listen", ":10250", "`address` of the webhooks and the probes, TLS; private GKE clusters reach 443 and 10250 alone (P28)")
-	fs.StringVar(&o.metricsListen, "metrics-listen", ":9090", "`address` of /metrics")
+	fs.StringVar(&o.listen, "listen", ":10250", "`address` of the webhooks, TLS, which several gates of one Pod share; it is opened when this one can answer. Private GKE clusters reach 443 and 10250 alone (P28)")
+	fs.StringVar(&o.metricsListen, "metrics-listen", ":9090", "`address` of /metrics, and of /healthz and /readyz of this process alone")
 	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "`file` to reach the API server by; by default the Pod's service account")
 	fs.StringVar(&o.namespace, "namespace", getenv("POD_NAMESPACE"), "`name` of the gate's own namespace, by default $POD_NAMESPACE")
 	fs.StringVar(&o.service, "service", "omnivision-gate", "`name` of the gate's Service: the certificate is for it")
@@ -176,7 +176,7 @@ func start(ctx context.Context, o options, log *slog.Logger) error {
 		Webhook: hooks, Keeper: keeper, Ready: decides.ready, Registry: registry, Log: log, DrainDelay: o.drainDelay, DrainTimeout: o.drainTimeout,
 	}
 	replica.Background = append(replica.Background, decides.run, logging.run)
-	if replica.Listener, err = net.Listen("tcp", o.listen); err != nil {
+	if replica.Listener, err = server.NewSharedPort(o.listen, replica.Prepared); err != nil {
 		return fmt.Errorf("opening --listen: %w", err)
 	}
 	if replica.MetricsListener, err = net.Listen("tcp", o.metricsListen); err != nil {

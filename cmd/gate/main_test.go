@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -13,8 +14,13 @@ import (
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 
+	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/gate"
 	"github.com/omnivision/omnivision/gate/policy"
 )
@@ -42,31 +48,81 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-func TestDefaultsAreThoseOfTheManifests(t *testing.T) {
-	text, err := os.ReadFile("../../omnivision-gitops/components/gate/manifests/deployment.yaml")
+// deployed is the gate's Deployment as clusters get it.
+func deployed(t *testing.T) corev1.PodTemplateSpec {
+	t.Helper()
+	objects, err := fleet.RenderSource(os.DirFS("../../omnivision-gitops"), fleet.Source{Path: "components/gate/manifests"}, "omnivision-system")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var args []string
-	for line := range strings.Lines(string(text)) {
-		if arg, ok := strings.CutPrefix(strings.TrimSpace(line), "- --"); ok {
-			args = append(args, "--"+arg)
+	for _, o := range objects {
+		if o.GetKind() == "Deployment" {
+			var d appsv1.Deployment
+			if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &d); err != nil {
+				t.Fatal(err)
+			}
+			return d.Spec.Template
 		}
 	}
-	env := func(k string) string { return map[string]string{"POD_NAMESPACE": "omnivision-system"}[k] }
-	deployed, err := parse(args, env, os.Stderr)
-	if err != nil || len(args) < 5 {
-		t.Fatalf("%d arguments: %v", len(args), err)
-	}
-	byDefault, err := parse(nil, env, os.Stderr)
+	t.Fatal("the tree has no Deployment of the gate")
+	return corev1.PodTemplateSpec{}
+}
+
+func optionsOf(t *testing.T, args []string) options {
+	t.Helper()
+	o, err := parse(args, func(k string) string { return map[string]string{"POD_NAMESPACE": "omnivision-system"}[k] }, os.Stderr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if deployed != byDefault {
-		t.Errorf("deployed:   %+v\nby default: %+v", deployed, byDefault)
+	return o
+}
+
+func TestDefaultsAreThoseOfTheManifests(t *testing.T) {
+	pod := deployed(t).Spec
+	args := pod.Containers[0].Args
+	got, byDefault := optionsOf(t, args), optionsOf(t, nil)
+	if got != byDefault || len(args) < 5 {
+		t.Errorf("deployed:   %+v\nby default: %+v", got, byDefault)
 	}
-	if grace := 60 * time.Second; deployed.drainDelay+deployed.drainTimeout+3*time.Second > grace || !strings.Contains(string(text), "terminationGracePeriodSeconds: 60") {
-		t.Errorf("the drain of %s and %s does not fit into the grace period of %s", deployed.drainDelay, deployed.drainTimeout, grace)
+	if grace := time.Duration(*pod.TerminationGracePeriodSeconds) * time.Second; got.drainDelay+got.drainTimeout+3*time.Second > grace {
+		t.Errorf("the drain of %s and %s does not fit into the grace period of %s", got.drainDelay, got.drainTimeout, grace)
+	}
+}
+
+// Both containers share the port of the webhooks, and each has its own of probes and metrics; in all else they are equal.
+func TestTwinsDifferInNoMoreThanTheirOwnPort(t *testing.T) {
+	containers := deployed(t).Spec.Containers
+	if len(containers) != 2 {
+		t.Fatalf("the Pod has %d containers", len(containers))
+	}
+	gate, twin := containers[0], containers[1]
+	one, other := optionsOf(t, gate.Args), optionsOf(t, twin.Args)
+	if one.listen != other.listen || one.metricsListen == other.metricsListen {
+		t.Errorf("one listens on %s and %s, the other one on %s and %s", one.listen, one.metricsListen, other.listen, other.metricsListen)
+	}
+	own := func(c corev1.Container) corev1.ContainerPort { return c.Ports[len(c.Ports)-1] }
+	for _, c := range []struct {
+		container corev1.Container
+		o         options
+	}{{gate, one}, {twin, other}} {
+		port := own(c.container)
+		if got := fmt.Sprintf(":%d", port.ContainerPort); got != c.o.metricsListen || !strings.HasPrefix(port.Name, "metrics") {
+			t.Errorf("%s declares %s as %q and listens on %s", c.container.Name, got, port.Name, c.o.metricsListen)
+		}
+		for _, probe := range []*corev1.Probe{c.container.StartupProbe, c.container.ReadinessProbe, c.container.LivenessProbe} {
+			if probe.HTTPGet.Port.StrVal != port.Name {
+				t.Errorf("a probe of %s asks %s", c.container.Name, probe.HTTPGet.Port.String())
+			}
+		}
+	}
+	// Under the other one's name and port the twin is the same container.
+	other.metricsListen = one.metricsListen
+	twin.Name, twin.Args, twin.Ports = gate.Name, gate.Args, gate.Ports
+	for _, probe := range []*corev1.Probe{twin.StartupProbe, twin.ReadinessProbe, twin.LivenessProbe} {
+		probe.HTTPGet.Port.StrVal = own(gate).Name
+	}
+	if one != other || !equality.Semantic.DeepEqual(gate, twin) {
+		t.Errorf("one is  %+v\nthe other %+v", gate, twin)
 	}
 }
 

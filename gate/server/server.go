@@ -1,5 +1,5 @@
-// Package server runs one replica of the gate: TLS with a certificate that changes while it serves, probes,
-// metrics on a port of their own, and an end that fails no review.
+// Package server runs one process of the gate: TLS with a certificate that changes while it serves, on a port that
+// it may share with other processes (SharedPort), probes and metrics on a port of its own, and an end that fails no review.
 package server
 
 import (
@@ -20,8 +20,8 @@ import (
 
 // Replica is one replica.
 type Replica struct {
-	Listener        net.Listener // of webhooks and probes
-	MetricsListener net.Listener
+	Listener        net.Listener // of webhooks and probes; a *SharedPort where several processes answer for one Pod
+	MetricsListener net.Listener // of metrics, and of the probes of this process and no other
 	Webhook         *webhook.Webhook
 	Keeper          *certificate.Keeper
 	Ready           func() error // nil when policies are read
@@ -45,10 +45,21 @@ func (r Replica) Run(ctx context.Context) error {
 		// API servers speak HTTP/1.1 to the Service of a webhook, so that connections spread over its Pods.
 		Listener:        tls.NewListener(r.Listener, &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: r.Keeper.GetCertificate, NextProtos: []string{"http/1.1"}}),
 		MetricsListener: r.MetricsListener,
-		Metrics:         serve.MetricsHandler(promhttp.HandlerFor(r.Registry, promhttp.HandlerOpts{Registry: r.Registry})),
+		Metrics:         r.own(readiness),
 		DrainDelay:      r.DrainDelay, DrainTimeout: r.DrainTimeout, IdleTimeout: 2 * callerIdle,
 		Background: append([]func(context.Context) error{keep}, r.Background...),
 	})
+}
+
+// Prepared says what is missing until this process can answer a review: policies, or a certificate that API servers
+// trust.
+func (r Replica) Prepared() error {
+	for _, check := range []func() error{r.Keeper.Ready, r.Ready} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // handler serves webhooks and probes. While the replica drains, each answer ends its connection, so that
@@ -56,16 +67,7 @@ func (r Replica) Run(ctx context.Context) error {
 func (r Replica) handler(readiness *serve.Readiness) http.Handler {
 	reviews := r.Webhook.Handler()
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", serve.Healthz)
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, q *http.Request) {
-		for _, check := range []func() error{r.Keeper.Ready, r.Ready} {
-			if err := check(); err != nil {
-				http.Error(w, err.Error(), http.StatusServiceUnavailable)
-				return
-			}
-		}
-		readiness.Readyz(w, q)
-	})
+	r.probes(mux, readiness)
 	mux.HandleFunc("/", func(w http.ResponseWriter, q *http.Request) {
 		if readiness.Draining() {
 			w.Header().Set("Connection", "close")
@@ -73,4 +75,29 @@ func (r Replica) handler(readiness *serve.Readiness) http.Handler {
 		reviews.ServeHTTP(w, q)
 	})
 	return mux
+}
+
+// own serves what is asked of this process alone: whoever asks on a shared port meets any of those that share it.
+func (r Replica) own(readiness *serve.Readiness) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(r.Registry, promhttp.HandlerOpts{Registry: r.Registry}))
+	r.probes(mux, readiness)
+	return mux
+}
+
+func (r Replica) probes(mux *http.ServeMux, readiness *serve.Readiness) {
+	checks := []func() error{r.Prepared}
+	if port, shared := r.Listener.(*SharedPort); shared {
+		checks = append(checks, port.Ready)
+	}
+	mux.HandleFunc("GET /healthz", serve.Healthz)
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, q *http.Request) {
+		for _, check := range checks {
+			if err := check(); err != nil {
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
+				return
+			}
+		}
+		readiness.Readyz(w, q)
+	})
 }

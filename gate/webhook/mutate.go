@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"regexp"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	admissionv1 "k8s.io/api/admission/v1"
@@ -47,7 +49,7 @@ func (w *Webhook) mutate(ctx context.Context, body []byte) (*decision, error) {
 
 // inject runs the Injectors alone. Whatever goes wrong leaves the Pod as it is, with a warning (P23).
 func (w *Webhook) inject(ctx context.Context, body []byte) (d *decision, _ error) {
-	q, err := decode(body)
+	q, before, err := decodeWhole(body)
 	if err != nil {
 		return &decision{review: identify(body), skipped: err, status: http.StatusBadRequest}, nil
 	}
@@ -61,10 +63,33 @@ func (w *Webhook) inject(ctx context.Context, body []byte) (d *decision, _ error
 	if q.Operation != "CREATE" {
 		return d, nil
 	}
-	if d.patch, _, err = run(ctx, w.injectors, body); err != nil {
+	after := forInsertion(before)
+	if err = change(ctx, w.injectors, q.identity(), after); err == nil {
+		d.patch, err = difference(before, after)
+	}
+	if err != nil {
 		d.patch, d.skipped = nil, err
 	}
 	return d, nil
+}
+
+// forInsertion is a Pod of which annotations, init containers and volumes may be changed. All else is shared with the one
+// that it is made of: copying every Pod as a whole, and comparing the two, cost more than what is injected.
+func forInsertion(before *corev1.Pod) *corev1.Pod {
+	after := *before
+	after.Annotations = maps.Clone(before.Annotations)
+	after.Spec.InitContainers = slices.Clone(before.Spec.InitContainers)
+	after.Spec.Volumes = slices.Clone(before.Spec.Volumes)
+	return &after
+}
+
+func change(ctx context.Context, mutators []Mutator, q *admissionv1.AdmissionRequest, pod *corev1.Pod) error {
+	for _, m := range mutators {
+		if err := m.Mutate(ctx, q, pod); err != nil {
+			return fmt.Errorf("changing the Pod by %T: %w", m, err)
+		}
+	}
+	return nil
 }
 
 // run applies mutators to a review's Pod and returns the Pod that comes out, and how to get there.
@@ -78,10 +103,8 @@ func run(ctx context.Context, mutators []Mutator, body []byte) (patch []operatio
 		return nil, nil, &refusal{reason: Undecodable, text: "the Pod cannot be read", err: err}
 	}
 	after = before.DeepCopy()
-	for _, m := range mutators {
-		if err := m.Mutate(ctx, full.Request, after); err != nil {
-			return nil, nil, fmt.Errorf("changing the Pod by %T: %w", m, err)
-		}
+	if err := change(ctx, mutators, full.Request, after); err != nil {
+		return nil, nil, err
 	}
 	patch, err = difference(&before, after)
 	return patch, after, err

@@ -6,7 +6,11 @@ import (
 	"strings"
 	"sync"
 
+	admissionv1 "k8s.io/api/admission/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	kjson "sigs.k8s.io/json"
 )
 
@@ -87,6 +91,39 @@ func decode(body []byte) (*request, error) {
 		return nil, err
 	}
 	return r.Request, nil
+}
+
+// decodeWhole is decode with all of a new Pod, which is read once.
+func decodeWhole(body []byte) (*request, *corev1.Pod, error) {
+	var r struct {
+		review
+		Request *struct {
+			request
+			Object *corev1.Pod `json:"object"` // in place of the request's own
+		} `json:"request"`
+	}
+	if err := strict(body, &r); err != nil {
+		return nil, nil, &refusal{reason: Undecodable, text: "the review cannot be read", err: err}
+	}
+	if r.Request == nil {
+		return nil, nil, r.review.check()
+	}
+	q, whole := &r.Request.request, r.Request.Object
+	if r.review.Request = q; whole != nil {
+		q.Object = &pod{Metadata: podMetadata{Name: whole.Name, GenerateName: whole.GenerateName}}
+	}
+	if err := r.review.check(); err != nil {
+		return nil, nil, err
+	}
+	return q, whole, nil
+}
+
+// identity is the request in the API's own type, without its objects.
+func (q *request) identity() *admissionv1.AdmissionRequest {
+	return &admissionv1.AdmissionRequest{
+		UID: types.UID(q.UID), Kind: q.Kind, Resource: q.Resource, SubResource: q.SubResource, Name: q.Name, Namespace: q.Namespace,
+		Operation: admissionv1.Operation(q.Operation), UserInfo: authenticationv1.UserInfo{Username: q.UserInfo.Username}, DryRun: &q.DryRun,
+	}
 }
 
 func strict(body []byte, into any) error {

@@ -43,9 +43,11 @@ type Mutator interface {
 
 // Options says who judges and who hears of it. Only Judge is needed.
 type Options struct {
-	Judge     gate.Judge
-	Mutators  []Mutator    // at MutatePath, in this order, before tags are pinned; an error refuses the Pod
-	Injectors []Mutator    // at InjectPath; an error leaves the Pod unchanged
+	Judge    gate.Judge
+	Mutators []Mutator // at MutatePath, in this order, before tags are pinned; an error refuses the Pod
+	// Injectors run at InjectPath; an error leaves the Pod unchanged. They get a request without its objects, and may change
+	// the Pod's annotations, init containers and volumes in place. Whatever else they change they replace by something new.
+	Injectors []Mutator
 	Audit     *slog.Logger // one line per decision; nil is none
 	Metrics   *Metrics     // nil counts nothing that anybody reads
 	Events    Recorder     // hears of denials; nil is nobody

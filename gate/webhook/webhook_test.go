@@ -538,6 +538,51 @@ func TestInjectionFailsOpenAndMutationDoesNot(t *testing.T) {
 	}
 }
 
+// What an Injector does in place is a difference to the Pod that came, also where the two share the rest.
+func TestInjectorMayChangeInPlaceWhatItIsThereFor(t *testing.T) {
+	pod := newPod("a:1")
+	pod.Annotations = map[string]string{"there": "before"}
+	pod.Spec.InitContainers = make([]corev1.Container, 1, 4)
+	pod.Spec.InitContainers[0] = corev1.Container{Name: "first", Image: "first:1"}
+	pod.Spec.Volumes = []corev1.Volume{{Name: "data"}}
+	o := Options{Judge: judge(honest), Injectors: []Mutator{mutator(func(p *corev1.Pod) error {
+		p.Spec.InitContainers[0].Args, p.Spec.Volumes[0].Name = []string{"changed"}, "renamed"
+		return addSidecar(p)
+	})}}
+	after := patched(t, pod, ask(t, o, InjectPath, create(pod)))
+	if len(after.Annotations) != 2 || len(after.Spec.InitContainers) != 2 || len(after.Spec.InitContainers[0].Args) != 1 || after.Spec.Volumes[0].Name != "renamed" || after.Spec.Containers[0].Image != "a:1" {
+		t.Errorf("after: %+v", after)
+	}
+}
+
+// An Injector hears of the request what one hears who reads it as a whole.
+func TestInjectorIsToldWhoseRequestItIs(t *testing.T) {
+	dry := true
+	q := create(newPod("a:1"))
+	q.DryRun, q.UserInfo.Username = &dry, "alice"
+	body := body(t, q)
+	light, err := decode(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, pod, err := decodeWhole(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := whole.identity()
+	if got.UID != q.UID || got.Kind != q.Kind || got.Resource != q.Resource || got.Namespace != q.Namespace || got.Operation != q.Operation || !*got.DryRun || got.UserInfo.Username != "alice" {
+		t.Errorf("it is told of %+v", got)
+	}
+	if whole.podName() != light.podName() || pod.Spec.Containers[0].Image != "a:1" {
+		t.Errorf("the Pod is %q with %+v", whole.podName(), pod.Spec)
+	}
+	for name, broken := range map[string]string{"no request": `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}`, "nothing": `{}`, "two of a key": strings.Replace(string(body), `"spec":`, `"spec":{},"spec":`, 1)} {
+		if _, _, err := decodeWhole([]byte(broken)); err == nil {
+			t.Errorf("%s is read", name)
+		}
+	}
+}
+
 type events []string
 
 func (e *events) Denied(subject corev1.ObjectReference, message string) {
