@@ -97,10 +97,10 @@ func (s *site) counting(h http.Handler) http.Handler {
 				return
 			}
 			s.writes.Add(1)
-			if s.lose {
-				w.WriteHeader(http.StatusCreated)
-				return
-			}
+		}
+		if s.lose && r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/manifests/") {
+			w.WriteHeader(http.StatusCreated)
+			return
 		}
 		h.ServeHTTP(w, r)
 	})
