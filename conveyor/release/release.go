@@ -112,8 +112,14 @@ func (r Release) build(ctx context.Context, _ conveyor.Results, report func(stri
 		return nil, err
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // below the system's temporary directory
+	app := App{Dockerfile: r.Dockerfile}
+	ignored, err := app.ignored(r.Dir)
+	if err != nil {
+		return nil, err
+	}
 	files := filepath.Join(dir, "context")
-	if err := source.Export(ctx, r.Dir, r.Revision.Commit, files); err != nil {
+	wanted := func(file string) (bool, error) { return app.madeOf(file, ignored) }
+	if err := source.Export(ctx, r.Dir, r.Revision.Commit, files, wanted); err != nil {
 		return nil, err
 	}
 	result, err := r.Builder.Build(ctx, build.Request{
