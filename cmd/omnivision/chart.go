@@ -64,7 +64,7 @@ a cluster runs is decided in its infrastructure/CLUSTER/platform.yaml.`,
 }
 
 func (f *chartPublishFlags) run(ctx context.Context, cmd *cobra.Command) error {
-	begin := time.Now()
+	begin := processStart()
 	ctx, _ = tooltime.With(ctx)
 	chart, err := f.chart(ctx)
 	if err != nil {

@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
@@ -33,6 +35,7 @@ func registryKeychain() (*login.Keychain, error) {
 	keychain, err := login.New(login.Options{
 		AWSRole: os.Getenv(awsRoleVariable), GCPProvider: os.Getenv(gcpProviderVariable), GCPServiceAccount: os.Getenv(gcpAccountVariable),
 		Session: os.Getenv("GITHUB_RUN_ID"), GitHubToken: os.Getenv(packagesTokenVariable),
+		HTTP: &http.Client{Timeout: time.Minute, Transport: tooltime.Transport("cloud", nil)},
 		Token: func(ctx context.Context, audience string) (string, error) {
 			return actionsToken(ctx, os.Getenv("ACTIONS_ID_TOKEN_REQUEST_URL"), jobCredential(), audience)
 		},

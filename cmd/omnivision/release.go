@@ -174,7 +174,7 @@ func sourceTree(given, source string) string {
 }
 
 func (f *releaseFlags) run(ctx context.Context, cmd *cobra.Command, until string) error {
-	begin := time.Now()
+	begin := processStart()
 	ctx, _ = tooltime.With(ctx)
 	found, err := f.read(ctx)
 	if err != nil {

@@ -23,6 +23,7 @@ import (
 
 	"github.com/omnivision/omnivision/conveyor/sign"
 	"github.com/omnivision/omnivision/conveyor/verify"
+	"github.com/omnivision/omnivision/internal/tooltime"
 )
 
 // trustFlags say by whom images are signed, and what their signatures are verified with.
@@ -181,7 +182,7 @@ func actionsToken(ctx context.Context, address, bearer, audience string) (string
 		return "", fmt.Errorf("asking for the job's identity token: %w", err)
 	}
 	req.Header.Set("Authorization", "Bearer "+bearer)
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := (&http.Client{Transport: tooltime.Transport("identity issuer", nil)}).Do(req)
 	if err != nil {
 		return "", fmt.Errorf("asking for the job's identity token: %w", err)
 	}

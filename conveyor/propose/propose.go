@@ -397,21 +397,17 @@ func (p *Proposer) retire(ctx context.Context, v *view) error {
 
 // push makes the branch hold the release, and returns its commit.
 func (p *Proposer) push(ctx context.Context, repo *repository, v *view, r Request) (string, error) {
-	if !r.Again {
-		back, err := repo.takenBack(ctx, v, r.Release.Digest)
-		if err != nil {
-			return "", err
-		}
-		if back != "" {
-			return "", fmt.Errorf("%w: by commit %s; ask for it again to propose it anyway", ErrTakenBack, back)
-		}
+	// Git searches its history while the plan is rendered for the text.
+	back := make(chan error, 1)
+	go func() { back <- repo.notTakenBack(ctx, v, r) }()
+	text, failed := p.describe(ctx, repo, v, r)
+	if err := <-back; err != nil {
+		return "", err
 	}
-	if r.Describe != nil {
-		var err error
-		if r.Text, err = p.describe(ctx, repo, v, r); err != nil {
-			return "", fmt.Errorf("describing the release: %w", err)
-		}
+	if failed != nil {
+		return "", fmt.Errorf("describing the release: %w", failed)
 	}
+	r.Text = text
 	commit, err := repo.commit(ctx, v, r.message(v), r.Time)
 	if err != nil || commit == v.head {
 		return commit, err
@@ -424,6 +420,9 @@ func (p *Proposer) push(ctx context.Context, repo *repository, v *view, r Reques
 
 // describe asks for the text, with the trees of just the change that will be committed.
 func (p *Proposer) describe(ctx context.Context, repo *repository, v *view, r Request) (Text, error) {
+	if r.Describe == nil {
+		return r.Text, nil
+	}
 	change := Change{Released: v.released}
 	var err error
 	// A branch is named as a clone knows it, so that a command with its name works.

@@ -285,6 +285,18 @@ func (r *repository) message(ctx context.Context, commit string) (title, body st
 	return title, strings.TrimSpace(body), nil
 }
 
+// notTakenBack reports ErrTakenBack of a release that the base had, unless it is asked for again.
+func (r *repository) notTakenBack(ctx context.Context, v *view, request Request) error {
+	if request.Again {
+		return nil
+	}
+	back, err := r.takenBack(ctx, v, request.Release.Digest)
+	if err == nil && back != "" {
+		err = fmt.Errorf("%w: by commit %s; ask for it again to propose it anyway", ErrTakenBack, back)
+	}
+	return err
+}
+
 // takenBack returns the commit that took an image out of a release file of the wave, if
 // the base had it once.
 func (r *repository) takenBack(ctx context.Context, v *view, digest string) (string, error) {

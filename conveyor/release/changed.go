@@ -40,19 +40,28 @@ func (a App) Changed(ctx context.Context, dir, version, commit string, others ma
 		return nil, false, err
 	}
 	for _, file := range all {
-		if file == AppsFile || file == a.Dockerfile || file == a.ignoreFile() {
-			files = append(files, file)
-			continue
-		}
-		skip, err := ignored.MatchesOrParentMatches(file)
+		made, err := a.madeOf(file, ignored)
 		if err != nil {
-			return nil, false, fmt.Errorf("reading %s: %w", a.ignoreFile(), err)
+			return nil, false, err
 		}
-		if !skip {
+		if made || file == AppsFile {
 			files = append(files, file)
 		}
 	}
 	return files, true, nil
+}
+
+// madeOf reports whether a file reaches the builder: the Dockerfile, and what its .dockerignore
+// lets through.
+func (a App) madeOf(file string, ignored *patternmatcher.PatternMatcher) (bool, error) {
+	if file == a.Dockerfile || file == a.ignoreFile() {
+		return true, nil
+	}
+	skip, err := ignored.MatchesOrParentMatches(file)
+	if err != nil {
+		return false, fmt.Errorf("reading %s: %w", a.ignoreFile(), err)
+	}
+	return !skip, nil
 }
 
 func (a App) ignoreFile() string { return a.Dockerfile + ".dockerignore" }

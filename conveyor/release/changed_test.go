@@ -3,6 +3,7 @@ package release
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -36,6 +37,24 @@ func TestAnAppChangesWithWhatItsImageIsMadeOf(t *testing.T) {
 }
 
 // What a rehearsal assembled is of no count of commits, and still of a commit.
+func TestTheBuilderGetsWhatTheDockerignoreLetsThrough(t *testing.T) {
+	s := newSite(t)
+	for file, content := range map[string]string{
+		"cmd/worker/Dockerfile": "FROM scratch\n", "cmd/worker/Dockerfile.dockerignore": "*\n!worker\n**/*_test.go\n",
+		"worker/a.go": "package worker\n", "worker/a_test.go": "package worker\n", "docs/a.md": "text\n",
+	} {
+		path := filepath.Join(s.dir, file)
+		check(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		check(t, os.WriteFile(path, []byte(content), 0o600))
+	}
+	s.commit("an image")
+	_, _, err := s.run(s.release(), Build)
+	check(t, err)
+	if want := []string{"cmd/worker/Dockerfile", "cmd/worker/Dockerfile.dockerignore", "worker/a.go"}; !slices.Equal(s.builder.files, want) {
+		t.Errorf("the build saw %v, want %v", s.builder.files, want)
+	}
+}
+
 func TestAVersionThatWasNotCountedCanBeToldItsCommit(t *testing.T) {
 	s := newSite(t)
 	app, others := App{Dockerfile: "Dockerfile"}, map[string]string{"0.1.0-0.assembled.7": s.release().Revision.Commit}

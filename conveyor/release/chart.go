@@ -80,7 +80,7 @@ func (c Chart) pack(ctx context.Context, commit string) (*chart.Packed, error) {
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // below the system's temporary directory
 	files := filepath.Join(dir, "source")
-	if err := source.Export(ctx, c.Dir, commit, files); err != nil {
+	if err := source.Export(ctx, c.Dir, commit, files, nil); err != nil {
 		return nil, err
 	}
 	packed, err := chart.Pack(filepath.Join(files, c.Path))

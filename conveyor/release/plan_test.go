@@ -4,11 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"github.com/omnivision/omnivision/conveyor/propose"
 	"github.com/omnivision/omnivision/fleet"
@@ -158,3 +163,52 @@ func TestReleaseWithoutItsChartIsNotProposed(t *testing.T) {
 type failing struct{ err error }
 
 func (f failing) Chart(context.Context, chart.Reference) (*chart.Loaded, error) { return nil, f.err }
+
+// asked tells when the image of a release is asked for.
+type asked struct {
+	digest string
+	once   *sync.Once
+	done   chan struct{}
+}
+
+func (a asked) RoundTrip(r *http.Request) (*http.Response, error) {
+	if strings.HasSuffix(r.URL.Path, "/manifests/"+a.digest) {
+		a.once.Do(func() { close(a.done) })
+	}
+	return http.DefaultTransport.RoundTrip(r)
+}
+
+// patient gives its charts when the commits are being listed.
+type patient struct {
+	chart.Source
+	listing <-chan struct{}
+}
+
+func (p patient) Chart(ctx context.Context, ref chart.Reference) (*chart.Loaded, error) {
+	select {
+	case <-p.listing:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	return p.Source.Chart(ctx, ref)
+}
+
+func TestCommitsAreListedWhileThePlanIsRendered(t *testing.T) {
+	s := newSite(t)
+	s.proposer.trees = newGitops(t).trees
+	older := "sha256:" + strings.Repeat("5", 64)
+	s.proposer.runs = map[string]fleet.Release{"cluster-aws": {Tag: "0.1.0-0", Digest: older}}
+	wait := asked{older, &sync.Once{}, make(chan struct{})}
+	r := s.release()
+	r.Registry = []remote.Option{remote.WithTransport(wait)}
+	r.Charts = patient{chart.NewCheckout("../../charts/omnivision-platform"), wait.done}
+	belt, err := r.Belt(s.store, &watcher{})
+	check(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	_, err = belt.Run(ctx, "")
+	check(t, err)
+	if !strings.Contains(s.proposer.text.Plan, "### Plan: 1 of 2 clusters changes") {
+		t.Errorf("the plan is\n%s", s.proposer.text.Plan)
+	}
+}

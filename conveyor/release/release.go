@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -111,8 +112,14 @@ func (r Release) build(ctx context.Context, _ conveyor.Results, report func(stri
 		return nil, err
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // below the system's temporary directory
+	app := App{Dockerfile: r.Dockerfile}
+	ignored, err := app.ignored(r.Dir)
+	if err != nil {
+		return nil, err
+	}
 	files := filepath.Join(dir, "context")
-	if err := source.Export(ctx, r.Dir, r.Revision.Commit, files); err != nil {
+	wanted := func(file string) (bool, error) { return app.madeOf(file, ignored) }
+	if err := source.Export(ctx, r.Dir, r.Revision.Commit, files, wanted); err != nil {
 		return nil, err
 	}
 	result, err := r.Builder.Build(ctx, build.Request{
@@ -241,24 +248,35 @@ func facts(before conveyor.Results) ([]propose.Fact, error) {
 	return all, nil
 }
 
-// describe adds the commits since the oldest release that the wave runs, and the plan.
+// describe adds the commits since the oldest release that the wave runs, for which registry
+// and git are asked, and the plan, which is rendered meanwhile.
 func (r Release) describe(ctx context.Context, facts []propose.Fact, change propose.Change, report func(string)) (propose.Text, error) {
 	text := propose.Text{Facts: facts}
-	for _, have := range change.Released {
-		// An image that is gone, or of a commit that this checkout does not have, has
-		// no list of commits: that is no reason not to release.
-		commits, total, err := r.since(ctx, have)
-		if err == nil && total > text.Total {
-			text.Commits, text.Total = commits, total
-		}
-	}
+	var listing sync.WaitGroup
+	listing.Go(func() { text.Commits, text.Total = r.sinceOldest(ctx, change.Released) })
+	var planned string
+	var err error
 	if r.Charts != nil {
-		var err error
-		if text.Plan, err = r.plan(ctx, change, report); err != nil {
-			return propose.Text{}, fmt.Errorf("planning: %w", err)
+		planned, err = r.plan(ctx, change, report)
+	}
+	listing.Wait()
+	if err != nil {
+		return propose.Text{}, fmt.Errorf("planning: %w", err)
+	}
+	text.Plan = planned
+	return text, nil
+}
+
+// sinceOldest is the longest list of commits. An image that is gone, or of a commit that this
+// checkout does not have, has none: that is no reason not to release.
+func (r Release) sinceOldest(ctx context.Context, released map[string]fleet.Release) (commits []source.Commit, total int) {
+	for _, have := range released {
+		some, count, err := r.since(ctx, have)
+		if err == nil && count > total {
+			commits, total = some, count
 		}
 	}
-	return text, nil
+	return commits, total
 }
 
 // shownCommits is how many commits a proposal lists.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"log"
 	"net/http/httptest"
 	"os"
@@ -51,13 +52,16 @@ type builder struct {
 
 func (b *builder) Build(_ context.Context, r build.Request, _ func(string)) (build.Result, error) {
 	b.builds++
-	entries, err := os.ReadDir(r.Context)
+	b.files = nil
+	err := filepath.WalkDir(r.Context, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			path, err = filepath.Rel(r.Context, path)
+			b.files = append(b.files, path)
+		}
+		return err
+	})
 	if err != nil {
 		return build.Result{}, err
-	}
-	b.files = nil
-	for _, e := range entries {
-		b.files = append(b.files, e.Name())
 	}
 	if b.fail != nil {
 		return build.Result{}, b.fail

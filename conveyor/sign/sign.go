@@ -12,7 +12,6 @@
 package sign
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -71,7 +70,8 @@ func Publish(ctx context.Context, s *Signer, r Request, report func(string), opt
 
 // publish makes each statement that is not there yet, and reads all of them back.
 func (s *Signer) publish(ctx context.Context, all []wanted, report func(string), options []remote.Option) error {
-	lacking, err := lacking(ctx, s.Policy(), all, options)
+	beside := &reader{policy: s.Policy(), options: options}
+	lacking, err := beside.lacking(ctx, all)
 	if err != nil {
 		return err
 	}
@@ -79,13 +79,13 @@ func (s *Signer) publish(ctx context.Context, all []wanted, report func(string),
 	if err != nil {
 		return err
 	}
-	for i, w := range lacking {
-		report(fmt.Sprintf("attaching %d of %d: %s of %s", i+1, len(lacking), w.predicateType, w.image.Context()))
-		if err := s.attach(ctx, w, bundles[string(w.payload)], options); err != nil {
-			return err
-		}
+	for _, w := range lacking {
+		beside.proved(w, bundles[string(w.payload)])
 	}
-	if err := missing(ctx, s.Policy(), all, options); err != nil {
+	if err := attachAll(ctx, lacking, bundles, report, options); err != nil {
+		return err
+	}
+	if err := beside.missing(ctx, all); err != nil {
 		return fmt.Errorf("reading back what was signed: %w", err)
 	}
 	return nil
@@ -97,15 +97,15 @@ func Check(ctx context.Context, policy verify.Policy, r Request, options ...remo
 	if err != nil {
 		return err
 	}
-	return missing(ctx, policy, all, options)
+	return (&reader{policy: policy, options: options}).missing(ctx, all)
 }
 
-// atOnce is how many statements are signed at the same time. A log answers when its next
-// checkpoint is out, which takes a second or more however many wait for it.
+// atOnce is how many statements are signed, or images looked after, at the same time. A log
+// answers when its next checkpoint is out, which takes a second or more however many wait for it.
 const atOnce = 8
 
 // signAll signs each payload once: what is about the digest alone is the same in every
-// repository.
+// repository. What comes back verifies, or nothing is published.
 func (s *Signer) signAll(ctx context.Context, statements []wanted, report func(string)) (map[string][]byte, error) {
 	first := map[string]wanted{}
 	for _, w := range statements {
@@ -119,7 +119,7 @@ func (s *Signer) signAll(ctx context.Context, statements []wanted, report func(s
 	group.SetLimit(atOnce)
 	for payload, w := range first {
 		group.Go(func() error {
-			bundle, err := s.sign(ctx, w.payload)
+			bundle, err := s.signAndVerify(ctx, w)
 			if err != nil {
 				return fmt.Errorf("signing %s of %s: %w", w.predicateType, w.image, err)
 			}
@@ -133,50 +133,59 @@ func (s *Signer) signAll(ctx context.Context, statements []wanted, report func(s
 	return bundles, group.Wait()
 }
 
-// attach puts a bundle beside its image, one after the other: where the registry keeps a list
-// under a tag, two at once would lose one.
-func (s *Signer) attach(ctx context.Context, w wanted, bundle []byte, options []remote.Option) error {
+// signAndVerify signs one statement, and verifies what came of it while others wait for the log.
+func (s *Signer) signAndVerify(ctx context.Context, w wanted) ([]byte, error) {
+	bundle, err := s.sign(ctx, w.payload)
+	if err != nil {
+		return nil, err
+	}
 	if _, err := s.Policy().Bundle(bundle, w.image); err != nil {
-		return fmt.Errorf("what was just signed does not verify, so it is not published; check that trusted root and signing config belong together: %w", err)
+		return nil, fmt.Errorf("what was just signed does not verify, so it is not published; check that trusted root and signing config belong together: %w", err)
 	}
-	return referrers.Attach(ctx, w.image, bundle, w.predicateType, options...)
+	return bundle, nil
 }
 
-func contains(have []verify.Statement, w wanted) bool {
-	for _, statement := range have {
-		if bytes.Equal(statement.Payload, w.payload) {
-			return true
-		}
+// attachAll puts bundles beside their images. Those of one image go one after the other: where
+// the registry keeps a list under a tag, two at once would lose one.
+func attachAll(ctx context.Context, statements []wanted, bundles map[string][]byte, report func(string), options []remote.Option) error {
+	var mu sync.Mutex
+	begun := 0
+	begin := func(w wanted) {
+		mu.Lock()
+		defer mu.Unlock()
+		begun++
+		report(fmt.Sprintf("attaching %d of %d: %s of %s", begun, len(statements), w.predicateType, w.image.Context()))
 	}
-	return false
-}
-
-func missing(ctx context.Context, policy verify.Policy, all []wanted, options []remote.Option) error {
-	not, err := lacking(ctx, policy, all, options)
-	if err != nil || len(not) == 0 {
-		return err
-	}
-	return fmt.Errorf("%s has no statement %s by %s", not[0].image, not[0].predicateType, policy.Identity)
-}
-
-// lacking are those of the statements that are not there, or not to be believed.
-func lacking(ctx context.Context, policy verify.Policy, all []wanted, options []remote.Option) ([]wanted, error) {
-	images := map[string][]verify.Statement{}
-	var not []wanted
-	for _, w := range all {
-		have, ok := images[w.image.String()]
-		if !ok {
-			var err error
-			if have, _, err = policy.Image(ctx, w.image, options...); err != nil {
-				return nil, err
+	var group errgroup.Group // of which one's failure cuts no other off between manifest and list
+	group.SetLimit(atOnce)
+	for _, ofOne := range byImage(statements) {
+		group.Go(func() error {
+			for _, w := range ofOne {
+				begin(w)
+				if err := referrers.Attach(ctx, w.image, bundles[string(w.payload)], w.predicateType, options...); err != nil {
+					return err
+				}
 			}
-			images[w.image.String()] = have
-		}
-		if !contains(have, w) {
-			not = append(not, w)
-		}
+			return nil
+		})
 	}
-	return not, nil
+	return group.Wait()
+}
+
+// byImage are the statements of each image, all in the order in which they came.
+func byImage(statements []wanted) [][]wanted {
+	var all [][]wanted
+	at := map[string]int{}
+	for _, w := range statements {
+		i, known := at[w.image.String()]
+		if !known {
+			i = len(all)
+			at[w.image.String()] = i
+			all = append(all, nil)
+		}
+		all[i] = append(all[i], w)
+	}
+	return all
 }
 
 // wanted lists the statements of a release, repository by repository.

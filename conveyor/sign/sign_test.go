@@ -15,6 +15,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -42,7 +43,10 @@ type site struct {
 	request Request
 	// failAfter is the number of manifests that may still be written; negative is any.
 	failAfter atomic.Int64
-	writes    atomic.Int64
+	writes    atomic.Int64 // that were taken
+	// meet, if set, is called with the registry's name before a manifest is taken.
+	meet func(registry string)
+	lose bool // what is written
 }
 
 func newSite(t *testing.T, registries int) *site {
@@ -84,13 +88,19 @@ func newSite(t *testing.T, registries int) *site {
 func (s *site) counting(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/manifests/sha256:") {
-			s.writes.Add(1)
-			if left := s.failAfter.Load(); left == 0 {
+			if s.meet != nil {
+				s.meet(r.Host)
+			}
+			if s.failAfter.Load() >= 0 && s.failAfter.Add(-1) < 0 {
+				s.failAfter.Store(0)
 				http.Error(w, "the disk is full", http.StatusInsufficientStorage)
 				return
-			} else if left > 0 {
-				s.failAfter.Add(-1)
 			}
+			s.writes.Add(1)
+		}
+		if s.lose && r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/manifests/") {
+			w.WriteHeader(http.StatusCreated)
+			return
 		}
 		h.ServeHTTP(w, r)
 	})
@@ -241,10 +251,44 @@ func TestRunThatFailedAnywhereIsFinishedByTheNext(t *testing.T) {
 		_, err := Publish(t.Context(), signer, s.request, nothing)
 		check(t, err)
 		check(t, Check(t.Context(), signer.Policy(), s.request))
-		if s.writes.Load() != 21 { // twenty, and the one that failed
+		if s.writes.Load() != 20 {
 			t.Errorf("after a failure at %d both runs wrote %d manifests", at, s.writes.Load())
 		}
 	}
+}
+
+func TestWhatTheRegistryLostIsNotDone(t *testing.T) {
+	s := newSite(t, 2)
+	s.lose = true
+	if _, err := Publish(t.Context(), keySigner(t), s.request, nothing); err == nil || !strings.Contains(err.Error(), "reading back what was signed") {
+		t.Errorf("error is %v", err)
+	}
+}
+
+// Each registry waits until something is attached in the other.
+func TestImagesAreLookedAfterAtTheSameTime(t *testing.T) {
+	s := newSite(t, 2)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	arrived := map[string]chan struct{}{}
+	var once [2]sync.Once
+	for _, repository := range s.request.Repositories {
+		arrived[repository.RegistryStr()] = make(chan struct{})
+	}
+	s.meet = func(registry string) {
+		for i, repository := range s.request.Repositories {
+			if repository.RegistryStr() == registry {
+				once[i].Do(func() { close(arrived[registry]) })
+				continue
+			}
+			select {
+			case <-arrived[repository.RegistryStr()]:
+			case <-ctx.Done():
+			}
+		}
+	}
+	_, err := Publish(ctx, keySigner(t), s.request, nothing)
+	check(t, err)
 }
 
 func TestOthersAreNotBelieved(t *testing.T) {

@@ -135,8 +135,9 @@ func isCommit(s string) bool {
 }
 
 // Export writes the files of a commit, and nothing else, below an empty directory: what
-// is built is what Git has, not what lies about in a working tree.
-func Export(ctx context.Context, dir, commit, target string) error {
+// is built is what Git has, not what lies about in a working tree. Of the files only those are
+// written that wanted takes, all if it is nil.
+func Export(ctx context.Context, dir, commit, target string, wanted func(file string) (bool, error)) error {
 	if !isCommit(commit) {
 		return fmt.Errorf("exporting the source: %q is no full commit", commit)
 	}
@@ -156,13 +157,36 @@ func Export(ctx context.Context, dir, commit, target string) error {
 	if _, err := g.Run(ctx, "read-tree", commit); err != nil {
 		return fmt.Errorf("exporting commit %s: %w", commit, err)
 	}
-	if _, err := g.Run(ctx, "-c", "core.autocrlf=false", "checkout-index", "--all", "--prefix="+target+"/"); err != nil {
+	files, err := listed(ctx, g, wanted)
+	if err != nil {
+		return fmt.Errorf("exporting commit %s: %w", commit, err)
+	}
+	if _, err := g.Feed(ctx, files, "-c", "core.autocrlf=false", "checkout-index", "-z", "--stdin", "--prefix="+target+"/"); err != nil {
 		return fmt.Errorf("exporting commit %s to %s: %w", commit, target, err)
 	}
 	if err := plainModes(target); err != nil {
 		return fmt.Errorf("exporting commit %s: %w", commit, err)
 	}
 	return nil
+}
+
+// listed are the wanted files of the index, each ended by NUL.
+func listed(ctx context.Context, g git.Git, wanted func(string) (bool, error)) (string, error) {
+	all, err := g.Run(ctx, "ls-files", "-z")
+	if err != nil || wanted == nil {
+		return all, err
+	}
+	var some strings.Builder
+	for file := range strings.SplitSeq(strings.TrimSuffix(all, "\x00"), "\x00") {
+		take, err := wanted(file)
+		if err != nil {
+			return "", err
+		}
+		if take {
+			some.WriteString(file + "\x00")
+		}
+	}
+	return some.String(), nil
 }
 
 // plainModes leaves of the modes what Git knows: another user's umask would be another

@@ -160,7 +160,7 @@ func TestExportIsTheCommitAndNotTheWorkingTree(t *testing.T) {
 		}
 	}
 	target := filepath.Join(t.TempDir(), "context")
-	if err := source.Export(t.Context(), filepath.Join(c.dir, "sub"), sha, target); err != nil {
+	if err := source.Export(t.Context(), filepath.Join(c.dir, "sub"), sha, target, nil); err != nil {
 		t.Fatal(err)
 	}
 	var files []string
@@ -176,7 +176,7 @@ func TestExportIsTheCommitAndNotTheWorkingTree(t *testing.T) {
 	if data, err := os.ReadFile(filepath.Join(target, "sub/a")); err != nil || string(data) != "committed" {
 		t.Errorf("exported content is %q, %v", data, err)
 	}
-	if err := source.Export(context.Background(), c.dir, "HEAD", target); err == nil {
+	if err := source.Export(context.Background(), c.dir, "HEAD", target, nil); err == nil {
 		t.Error("a name that moves was exported")
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -95,6 +96,26 @@ func (t Tool) check() error {
 		}
 	}
 	return nil
+}
+
+// Sums says by which checksum the tool is known on a platform: that of the release's archive, or
+// those in the go.sum of the folder below source that it is compiled in. Without either it is an
+// error: such a tool does not come onto a machine.
+func (t Tool) Sums(source fs.FS, platform string) (string, error) {
+	if a := t.Archives[platform]; a.SHA256 != "" {
+		return "sha256:" + a.SHA256, nil
+	}
+	file := path.Join(t.Source, "go.sum")
+	sums, err := fs.ReadFile(source, file)
+	if err != nil {
+		return "", fmt.Errorf("%s for %s has no SHA-256 in %s, and no module to be compiled from: %w", t.Name, platform, File, err)
+	}
+	for line := range strings.Lines(string(sums)) {
+		if words := strings.Fields(line); len(words) == 3 && words[0] == t.Module && words[1] == "v"+t.Version {
+			return words[2], nil
+		}
+	}
+	return "", fmt.Errorf("%s for %s has no SHA-256 in %s, and %s has no checksum of %s v%s", t.Name, platform, File, file, t.Module, t.Version)
 }
 
 // Named finds tools by their names; without names it finds all.

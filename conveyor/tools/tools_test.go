@@ -2,6 +2,7 @@ package tools
 
 import (
 	"archive/tar"
+	"archive/zip"
 	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/fstest"
 )
 
 const platform = "linux/amd64"
@@ -95,6 +97,11 @@ func TestToolsOfTheConveyorArePinned(t *testing.T) {
 		if !strings.Contains(string(pins), "\t"+tool.Module+" v"+tool.Version+" ") || !strings.Contains(string(pins), tool.Package) {
 			t.Errorf("%s/go.mod does not pin %s at v%s, as %s does", tool.Source, tool.Package, tool.Version, File)
 		}
+		for _, platform := range []string{"linux/amd64", "linux/arm64"} {
+			if sum, err := tool.Sums(os.DirFS("../.."), platform); err != nil || !strings.HasPrefix(sum, "h1:") && !strings.HasPrefix(sum, "sha256:") {
+				t.Errorf("%s: %q, %v", tool.Name, sum, err)
+			}
+		}
 		for platform, a := range tool.Archives {
 			if !strings.Contains(a.URL, "/v"+tool.Version+"/") {
 				t.Errorf("the archive of %s for %s is not of version %s: %s", tool.Name, platform, tool.Version, a.URL)
@@ -103,6 +110,75 @@ func TestToolsOfTheConveyorArePinned(t *testing.T) {
 	}
 	if _, err := Named(all, "cosign"); err == nil || !strings.Contains(err.Error(), "there are buildkitd, trivy") {
 		t.Errorf("an unknown name: %v", err)
+	}
+}
+
+func TestToolWithoutAnyChecksumIsNoPinnedTool(t *testing.T) {
+	const sums = "example.com/trivy v0.68.0/go.mod h1:bW9k\nexample.com/trivy v0.68.0 h1:c3Vt\n"
+	source := fstest.MapFS{"engines/trivy/go.sum": {Data: []byte(sums)}}
+	pinned := Tool{
+		Name: "trivy", Version: "0.68.0", Module: "example.com/trivy", Source: "engines/trivy",
+		Archives: map[string]Archive{"linux/amd64": {SHA256: strings.Repeat("ab", 32)}, "linux/arm64": {}},
+	}
+	for platform, want := range map[string]string{"linux/amd64": "sha256:" + strings.Repeat("ab", 32), "linux/arm64": "h1:c3Vt", "linux/riscv64": "h1:c3Vt"} {
+		if sum, err := pinned.Sums(source, platform); err != nil || sum != want {
+			t.Errorf("%s: %q, %v; want %q", platform, sum, err, want)
+		}
+	}
+	for what, change := range map[string]func(*Tool){
+		"another version": func(t *Tool) { t.Version = "0.69.0" },
+		"another module":  func(t *Tool) { t.Module = "example.com/trivy/v2" },
+		"another folder":  func(t *Tool) { t.Source = "engines/grype" },
+		"no folder":       func(t *Tool) { t.Source = "" },
+	} {
+		tool := pinned
+		change(&tool)
+		if sum, err := tool.Sums(source, "linux/arm64"); err == nil {
+			t.Errorf("%s is pinned by %q", what, sum)
+		}
+	}
+}
+
+// What the proxy has now must be what go.sum says, whatever the caller's settings are.
+func TestModuleThatIsNotWhatGoSumSaysIsNotCompiled(t *testing.T) {
+	proxy, source := t.TempDir(), t.TempDir()
+	write := func(name string, content []byte) {
+		must(t, os.MkdirAll(filepath.Dir(name), 0o755))
+		must(t, os.WriteFile(name, content, 0o600))
+	}
+	const module = "module example.com/dep\n\ngo 1.26.0\n"
+	var zipped bytes.Buffer
+	files := zip.NewWriter(&zipped)
+	for name, content := range map[string]string{"go.mod": module, "dep.go": "package dep\n\nconst Version = \"0.68.0\"\n"} {
+		f, err := files.Create("example.com/dep@v1.0.0/" + name)
+		must(t, err)
+		_, err = f.Write([]byte(content))
+		must(t, err)
+	}
+	must(t, files.Close())
+	at := filepath.Join(proxy, "example.com/dep/@v")
+	write(filepath.Join(at, "v1.0.0.info"), []byte(`{"Version":"v1.0.0"}`))
+	write(filepath.Join(at, "v1.0.0.mod"), []byte(module))
+	write(filepath.Join(at, "v1.0.0.zip"), zipped.Bytes())
+	dir := filepath.Join(source, "engines/trivy")
+	write(filepath.Join(dir, "go.mod"), []byte("module example.com/trivy\n\ngo 1.26.0\n\nrequire example.com/dep v1.0.0\n"))
+	write(filepath.Join(dir, "main.go"), []byte("package main\n\nimport \"example.com/dep\"\n\nfunc main() { println(dep.Version) }\n"))
+	t.Setenv("GOPROXY", "file://"+filepath.ToSlash(proxy))
+	t.Setenv("GONOSUMDB", "*")
+	t.Setenv("GOFLAGS", "-mod=mod -modcacherw")
+	t.Setenv("GOMODCACHE", t.TempDir())
+
+	g, tool := serve(t, nil).getter(t), Tool{Name: "trivy-of-the-test", Version: "0.68.0", Source: "engines/trivy", Package: "example.com/trivy"}
+	g.Source = source
+	const another = "h1:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="
+	for what, tt := range map[string]struct{ sums, want string }{
+		"no checksum":      {"", "go.sum"},
+		"another checksum": {"example.com/dep v1.0.0 " + another + "\nexample.com/dep v1.0.0/go.mod " + another + "\n", "SECURITY ERROR"},
+	} {
+		write(filepath.Join(dir, "go.sum"), []byte(tt.sums))
+		if path, err := g.Get(t.Context(), tool); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %q, %v; want %q", what, path, err, tt.want)
+		}
 	}
 }
 

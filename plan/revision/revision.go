@@ -16,6 +16,8 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+
+	"github.com/omnivision/omnivision/internal/tooltime"
 )
 
 // MaxFile is the size of the largest file that is read. Manifests are smaller by far.
@@ -103,7 +105,9 @@ func (r *Repository) git(ctx context.Context, input []byte, args ...string) ([]b
 	cmd.Env = append(cmd.Environ(), "LC_ALL=C", "GIT_OPTIONAL_LOCKS=0", "GIT_TERMINAL_PROMPT=0")
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), &stdout, &stderr
+	waited := tooltime.Begin(ctx, "git")
 	err := cmd.Run()
+	waited()
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()

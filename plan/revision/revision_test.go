@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+
+	"github.com/omnivision/omnivision/internal/tooltime"
 )
 
 // git runs git in a directory, apart from the user's own configuration.
@@ -253,4 +255,20 @@ func FuzzParseBatch(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Whoever measures a release sees that it was git that took the time.
+func TestGitsTimeIsGits(t *testing.T) {
+	dir, _ := repository(t)
+	ctx, clock := tooltime.With(t.Context())
+	r, err := Open(ctx, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Tree(ctx, "HEAD", "HEAD"); err != nil {
+		t.Fatal(err)
+	}
+	if spent := clock.Spent(); spent.ByTool["git"] == 0 || len(spent.ByTool) != 1 {
+		t.Errorf("spent is %+v", spent)
+	}
 }

@@ -9,11 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -304,10 +306,41 @@ func testReleaseFromShell(t *testing.T) {
 	runs(t, "cluster-gcp", released.digest)
 }
 
+// anotherMachine builds an app by a daemon of its own, which has neither a layer nor a module nor a
+// compiled package of the fleet's, on a machine with another name, time zone and umask. A tag that
+// names another image ends it with an error.
+const anotherMachine = `
+config=$(dirname "${BUILDKIT_HOST#unix://}")/buildkitd.toml
+dir=$(mktemp -d "$(sed -n 's/^root = "\(.*\)"$/\1/p' "$config")-another-XXXX")
+sed -e "s|^root = .*|root = \"$dir/root\"|" -e "s|unix://[^\"]*|unix://$dir/socket|" "$config" >"$dir/buildkitd.toml"
+echo another-machine >/proc/sys/kernel/hostname
+export TZ=Pacific/Auckland OTEL_SDK_DISABLED=true
+buildkitd --config "$dir/buildkitd.toml" >"$dir/log" 2>&1 &
+daemon=$!
+trap 'kill "$daemon"; wait "$daemon" || true; rm -rf "$dir"' EXIT
+until [ -S "$dir/socket" ]; do kill -0 "$daemon" || { cat "$dir/log" >&2; exit 1; }; sleep 0.1; done
+umask 077
+omnivision build --app "$0" --buildkit "unix://$dir/socket" --evidence "$dir/evidence" --output json
+`
+
+// testAnotherMachine builds the worker of the push again, where nothing of it is cached.
+func testAnotherMachine(t *testing.T) {
+	out := mustInside(t, released.source.dir, "unshare", "--uts", "sh", "-ec", anotherMachine, workerApp)
+	var shown shownRelease
+	if err := json.Unmarshal([]byte(out), &shown); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	t.Logf("build: %v", shown.Stages[0].shownTime)
+	if got := shown.Stages[0].Result.Digest; got != released.digest || shown.Stages[0].Kept {
+		t.Errorf("another machine built %s, the fleet's %s", got, released.digest)
+	}
+}
+
 // testEvidence verifies what runs by upstream's own programs.
 func testEvidence(t *testing.T) {
 	tree := clone(t).dir
 	chartEvidence(t)
+	deployedEvidence(t)
 	for cluster, repository := range workerRepositories {
 		image := repository + "@" + released.digest
 		mustInside(t, root(t), "sh", "-c", `exec cosign verify --trusted-root "$OMNIVISION_TRUSTED_ROOT" --insecure-ignore-sct \
@@ -338,8 +371,70 @@ func testEvidence(t *testing.T) {
 			t.Errorf("%s: verdicts of %d clusters", image, len(verified.Clusters))
 		}
 	}
-	mustInside(t, root(t), "trivy", "image", "--quiet", "--scanners", "vuln", "--severity", "HIGH,CRITICAL", "--exit-code", "1",
-		workerRepositories["cluster-aws"]+"@"+released.digest)
+}
+
+// deployedEvidence verifies each image of ours that a Pod of either cluster runs: signature and
+// provenance of what the Pod names, SBOM and scan of what a node runs of it.
+func deployedEvidence(t *testing.T) {
+	ours := []string{workerApp, "omnivision-ui", "omnivision-gate", "omnivision-steward", "omnivision-podlogs"}
+	runs := func(image string) string {
+		at := slices.IndexFunc(ours, func(name string) bool { return strings.Contains(image, "/"+name+":") })
+		if at < 0 {
+			return ""
+		}
+		return ours[at]
+	}
+	deployed, names := map[string]bool{}, map[string]bool{}
+	for _, region := range regions {
+		for _, image := range strings.Fields(kubectl(t, region.cluster, "get", "pods", "--all-namespaces", "-o", "jsonpath={.items[*].spec.containers[*].image}")) {
+			if name := runs(image); name != "" {
+				deployed[image], names[name] = true, true
+			}
+		}
+	}
+	if len(names) != len(ours) {
+		t.Errorf("Pods run %v, want all of %v", names, ours)
+	}
+	verify := func(command, image string) {
+		mustInside(t, root(t), "sh", "-c", `exec cosign `+command+` --trusted-root "$OMNIVISION_TRUSTED_ROOT" --insecure-ignore-sct \
+			--certificate-oidc-issuer "$0" --certificate-identity "$1" "$2"`, workflowIssuer, workflowIdentity, image)
+	}
+	for _, image := range slices.Sorted(maps.Keys(deployed)) {
+		repository, digest, pinned := strings.Cut(image, "@")
+		if !pinned {
+			t.Errorf("%s is deployed without a digest", image)
+			continue
+		}
+		repository = repository[:strings.LastIndex(repository, ":")]
+		verify("verify -a repository="+repository, image)
+		verify("verify-attestation --type slsaprovenance1", image)
+		for _, platform := range platformImages(t, repository, digest) {
+			verify("verify-attestation --type cyclonedx", repository+"@"+platform)
+			verify("verify-attestation --type vuln", repository+"@"+platform)
+		}
+		mustInside(t, root(t), "trivy", "image", "--quiet", "--scanners", "vuln", "--severity", "HIGH,CRITICAL", "--exit-code", "1", repository+"@"+digest)
+	}
+	t.Logf("verified by cosign, and clean by trivy: %s", strings.Join(slices.Sorted(maps.Keys(deployed)), ", "))
+}
+
+// platformImages are the images of an index, or the image itself.
+func platformImages(t *testing.T, repository, digest string) []string {
+	t.Helper()
+	host, path, _ := strings.Cut(repository, "/")
+	out := mustInside(t, root(t), "curl", "-sSf", "-H", "Accept: application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json",
+		"https://"+host+"/v2/"+path+"/manifests/"+digest)
+	var index struct{ Manifests []struct{ Digest string } }
+	if err := json.Unmarshal([]byte(out), &index); err != nil {
+		t.Fatalf("%s@%s: %v\n%s", repository, digest, err, out)
+	}
+	if len(index.Manifests) == 0 {
+		return []string{digest}
+	}
+	var all []string
+	for _, m := range index.Manifests {
+		all = append(all, m.Digest)
+	}
+	return all
 }
 
 // chartEvidence verifies the chart that the clusters run: Up has brought it, and the workflow

@@ -162,6 +162,7 @@ func TestFleet(t *testing.T) {
 		{"NothingIsLostOrDoubled", testNumberedWriter}, // kills a node
 		{"RebootedMachine", testReboot},
 		{"ReleaseFromShell", testReleaseFromShell},
+		{"AnotherMachineBuildsTheSame", testAnotherMachine},
 		{"EvidenceVerifies", testEvidence},
 		{"VulnerableImageStops", testVulnerableStops},
 		{"GateRefusesForeign", testGateRefusesForeign},

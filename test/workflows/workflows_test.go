@@ -18,6 +18,7 @@ import (
 
 	"github.com/omnivision/omnivision/conveyor/build"
 	"github.com/omnivision/omnivision/conveyor/release"
+	"github.com/omnivision/omnivision/conveyor/tools"
 )
 
 const shell = "bash --noprofile --norc -euo pipefail {0}"
@@ -56,7 +57,13 @@ var (
 	// expression is refused in scripts whatever it names: titles and branches come by env,
 	// and so does what seems harmless.
 	expression = regexp.MustCompile(`\$\{\{[^}]*\}\}`)
-	fetches    = regexp.MustCompile(`\b(curl|wget|pip3?|pipx|npm|npx|pnpm|yarn|gem|cargo|brew|docker|podman|snap)\b|\bgo (install|get|run)\b[^\n]*@|\bapt(-get)? |\bgh (api|release download|extension)\b`)
+	fetches    = regexp.MustCompile(`\b(curl|wget|pip3?|pipx|npm|npx|pnpm|yarn|gem|cargo|brew|docker|podman|snap)\b|\bgo (install|get|run)\b[^\n]*@|\bapt(-get)? |\bgh (api|release download|extension)\b|\b(aria2c|scp|rsync|oras|crane|skopeo)\b`)
+	// A host of others is not named in a script: where the two repositories are, the forge says.
+	hosts = regexp.MustCompile(`\b(https?|ftp|ssh|git)://`)
+	// unchecked switches off what compares a Go module with go.sum or with Go's checksum database.
+	unchecked = regexp.MustCompile(`\bGO(NOSUMDB|NOSUMCHECK|SUMDB|PRIVATE|NOPROXY|INSECURE)\b|-mod=mod\b|-insecure\b`)
+	// got is the command that brings a program of others, with its arguments.
+	got = regexp.MustCompile(`\bomnivision tools\b([^\n;|&)]*)`)
 )
 
 // broken lists which rules a workflow breaks.
@@ -74,6 +81,7 @@ func broken(src []byte) (found []string) {
 	rule(len(w.Permissions.Content) == 0 && w.Permissions.Kind == yaml.MappingNode, "permissions at the top are not {}")
 	rule(w.Defaults.Run.Shell == shell, "the shell is not %q", shell)
 	rule(len(w.Jobs) > 0, "it has no job")
+	rule(!unchecked.Match(src), "it takes Go modules without their checksums: %s", unchecked.Find(src))
 	for name, j := range w.Jobs {
 		rule(j.Uses == "", "job %s uses another workflow", name)
 		rule(j.Container.IsZero() && j.Services.IsZero(), "job %s runs an image", name)
@@ -86,6 +94,33 @@ func broken(src []byte) (found []string) {
 			rule(s.Shell == "", "step %q has a shell of its own", s.Name)
 			rule(!expression.MatchString(s.Run), "step %q has an expression in its script: give it by env", s.Name)
 			rule(!fetches.MatchString(s.Run), "step %q fetches something without a checksum: %s", s.Name, fetches.FindString(s.Run))
+			rule(!hosts.MatchString(s.Run), "step %q names a host of others", s.Name)
+			for _, why := range unpinned(s.Run) {
+				rule(false, "step %q: %s", s.Name, why)
+			}
+		}
+	}
+	return found
+}
+
+// unpinned says which of the programs that a script gets have no checksum.
+func unpinned(script string) (found []string) {
+	all, err := tools.Pinned()
+	if err != nil {
+		return []string{err.Error()}
+	}
+	for _, call := range got.FindAllStringSubmatch(script, -1) {
+		names := slices.DeleteFunc(strings.Fields(call[1]), func(word string) bool { return strings.HasPrefix(word, "-") })
+		named, err := tools.Named(all, names...)
+		if err != nil {
+			found = append(found, err.Error())
+		}
+		for _, tool := range named {
+			for _, platform := range []string{"linux/amd64", "linux/arm64"} {
+				if _, err := tool.Sums(os.DirFS("../.."), platform); err != nil {
+					found = append(found, err.Error())
+				}
+			}
 		}
 	}
 	return found
@@ -182,6 +217,12 @@ func TestEachRuleCanBeBroken(t *testing.T) {
 		"a package of Python":     {run("pip install x"), "without a checksum: pip"},
 		"a package of JavaScript": {run("npm install x"), "without a checksum: npm"},
 		"an image by hand":        {run("docker run x"), "without a checksum: docker"},
+		"an artifact":             {run("oras pull x"), "without a checksum: oras"},
+		"another's repository":    {run("git clone https://example.com/x"), "a host of others"},
+		"a tool without a pin":    {run("omnivision tools --github-path grype"), `there is no tool "grype"`},
+		"modules unchecked":       {run("GONOSUMDB=* go build ./cmd/omnivision"), "without their checksums: GONOSUMDB"},
+		"new modules":             {run("go build -mod=mod ./cmd/omnivision"), "without their checksums: -mod=mod"},
+		"modules of all steps":    {[2]string{"jobs:\n", "env: {GOSUMDB: off}\njobs:\n"}, "without their checksums: GOSUMDB"},
 	} {
 		src := strings.Replace(good, tt.change[0], tt.change[1], 1)
 		if src == good {
