@@ -137,7 +137,8 @@ func (f *Fleet) workflow() (issuer.Job, error) {
 }
 
 // witnessEnvironment is what tells a program inside the fleet where its programs and its
-// Sigstore are.
+// Sigstore are, and that this is no machine of a cloud: for the address of AWS' registry Trivy
+// asks the instance for credentials, and waits eleven seconds for an answer that cannot come.
 func (f *Fleet) witnessEnvironment() ([]string, error) {
 	engines, err := f.Store.LinkPrograms()
 	if err != nil {
@@ -156,6 +157,7 @@ func (f *Fleet) witnessEnvironment() ([]string, error) {
 		"PATH=" + strings.Join(path, ":"),
 		"OMNIVISION_TRUSTED_ROOT=" + witnesses.TrustedRootFile(),
 		"OMNIVISION_SIGNING_CONFIG=" + witnesses.SigningConfigFile(),
+		"AWS_EC2_METADATA_DISABLED=true",
 	}, nil
 }
 
