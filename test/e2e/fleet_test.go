@@ -159,9 +159,9 @@ func TestFleet(t *testing.T) {
 		{"BrokenGPULeavesItsNode", testBrokenGPU},
 		{"PushReleases", testPushReleases},
 		{"LostWebhookIsMadeUpFor", testLostWebhookIsMadeUpFor},
+		{"ReleaseFromShell", testReleaseFromShell},     // now both regions run one worker
 		{"NothingIsLostOrDoubled", testNumberedWriter}, // kills a node
 		{"RebootedMachine", testReboot},
-		{"ReleaseFromShell", testReleaseFromShell},
 		{"AnotherMachineBuildsTheSame", testAnotherMachine},
 		{"EvidenceVerifies", testEvidence},
 		{"VulnerableImageStops", testVulnerableStops},

@@ -198,9 +198,8 @@ func killNode(t *testing.T) {
 		t.Errorf("Belgium suffers from a node's death in Oregon: %v", err)
 	}
 	omnivision(t, "up")
-	if err := healthy(t); err != nil {
-		t.Error(err)
-	}
+	// The Pods of the node are told ready or not once more when its kubelet has looked at them.
+	eventually(t, "Oregon to be healthy with its node", time.Minute, func() error { return healthy(t) })
 	if _, _, err := generate(regions[0].ui); err != nil {
 		t.Errorf("Oregon does not generate after its node came back: %v", err)
 	}
