@@ -6,10 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -127,13 +127,19 @@ func (i *Instance) start() (err error) {
 	return i.server.EnsureAdmin(ctx)
 }
 
+// freeAddress is one that nobody has and that no connection is given by itself: those ports
+// begin at 32768, and Gitea takes seconds until it listens.
 func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	const first, last, tries = 20000, 32000, 100
+	var err error
+	for range tries {
+		address := fmt.Sprintf("127.0.0.1:%d", first+rand.IntN(last-first))
+		var l net.Listener
+		if l, err = net.Listen("tcp", address); err == nil {
+			return address, l.Close()
+		}
 	}
-	defer l.Close() //nolint:errcheck // it has served its purpose
-	return net.JoinHostPort("127.0.0.1", strconv.Itoa(l.Addr().(*net.TCPAddr).Port)), nil
+	return "", fmt.Errorf("looking for a free port: %w", err)
 }
 
 // Restart starts Gitea unless it runs.
