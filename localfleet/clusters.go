@@ -68,24 +68,29 @@ func (f *Fleet) nodes(ctx context.Context, _ func(string)) error {
 		return err
 	}
 	return f.eachCluster(ctx, func(ctx context.Context, c topology.Cluster) error {
-		var started []node.Config
-		for _, n := range c.Nodes {
-			config, err := f.nodeConfig(c, n, edge)
-			if err != nil {
-				return err
-			}
-			if err := node.Start(ctx, f.sup, config); err != nil {
-				return err
-			}
-			started = append(started, config)
-		}
-		for _, config := range started {
-			if err := node.AwaitProxy(ctx, f.sup, config); err != nil {
-				return err
-			}
-		}
-		return nil
+		return f.startNodes(ctx, c, c.Nodes, edge)
 	})
+}
+
+// startNodes starts nodes of a cluster, and then waits for their proxies.
+func (f *Fleet) startNodes(ctx context.Context, c topology.Cluster, nodes []topology.Node, edge *ca.Authority) error {
+	var started []node.Config
+	for _, n := range nodes {
+		config, err := f.nodeConfig(c, n, edge)
+		if err != nil {
+			return err
+		}
+		if err := node.Start(ctx, f.sup, config); err != nil {
+			return err
+		}
+		started = append(started, config)
+	}
+	for _, config := range started {
+		if err := node.AwaitProxy(ctx, f.sup, config); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (f *Fleet) nodeConfig(c topology.Cluster, n topology.Node, edge *ca.Authority) (node.Config, error) {

@@ -107,14 +107,7 @@ func (f *Fleet) startAddedNode(ctx context.Context, clusterName string, added to
 	if err != nil {
 		return err
 	}
-	config, err := f.nodeConfig(c, added, edge)
-	if err != nil {
-		return err
-	}
-	if err := node.Start(ctx, f.sup, config); err != nil {
-		return err
-	}
-	if err := node.AwaitProxy(ctx, f.sup, config); err != nil {
+	if err := f.startNodes(ctx, c, []topology.Node{added}, edge); err != nil {
 		return err
 	}
 	api, err := f.client(clusterName, cloudManager)

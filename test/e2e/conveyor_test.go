@@ -491,7 +491,7 @@ func testVulnerableStops(t *testing.T) {
 		{"go", "build", "-mod=mod", "-o", os.DevNull, "./cmd/worker"},
 	} {
 		cmd := exec.Command(args[0], args[1:]...)
-		cmd.Dir, cmd.Env = source.dir, append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath")
+		cmd.Dir, cmd.Env = source.dir, append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath -gcflags=all=-dwarf=false") // as the Makefile's, whose cache it finds
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
 		}
