@@ -141,11 +141,31 @@ func (f *Fleet) restConfig(cluster string) (*rest.Config, error) {
 	return plane.RESTConfig()
 }
 
-// addOns applies what a cloud puts into every cluster that it makes: DNS, and
-// the device plugin of its GPU nodes.
-func (f *Fleet) addOns(ctx context.Context, _ func(string)) error {
+// installDNS brings the DNS of each cluster, which a cloud's clusters have from the start.
+func (f *Fleet) installDNS(ctx context.Context, _ func(string)) error {
+	return f.applyOwn(ctx, func(c topology.Cluster) ([]*unstructured.Unstructured, error) {
+		forges, registries := f.hosts()
+		return dns.Objects(dns.Options{
+			ServiceIP: c.DNSAddress.String(), Address: topology.HubAddress, Hosts: append(forges, registries...),
+		})
+	})
+}
+
+// installGPUs brings the simulated GPUs of each cluster.
+func (f *Fleet) installGPUs(ctx context.Context, _ func(string)) error {
+	return f.applyOwn(ctx, func(c topology.Cluster) ([]*unstructured.Unstructured, error) {
+		nodes, err := gpuPaths(c.Nodes, c.Name)
+		if err != nil {
+			return nil, err
+		}
+		return substituteObjects(gpu.Image+":"+f.version.Tag, nodes)
+	})
+}
+
+// applyOwn applies what a cloud, and not Git, brings to a cluster.
+func (f *Fleet) applyOwn(ctx context.Context, objects func(topology.Cluster) ([]*unstructured.Unstructured, error)) error {
 	return f.eachCluster(ctx, func(ctx context.Context, c topology.Cluster) error {
-		objects, err := f.addOnObjects(c)
+		all, err := objects(c)
 		if err != nil {
 			return err
 		}
@@ -153,24 +173,8 @@ func (f *Fleet) addOns(ctx context.Context, _ func(string)) error {
 		if err != nil {
 			return err
 		}
-		return api.Apply(ctx, time.Minute, objects...)
+		return api.Apply(ctx, time.Minute, all...)
 	})
-}
-
-func (f *Fleet) addOnObjects(c topology.Cluster) ([]*unstructured.Unstructured, error) {
-	forges, registries := f.hosts()
-	objects, err := dns.Objects(dns.Options{
-		ServiceIP: c.DNSAddress.String(), Address: topology.HubAddress, Hosts: append(forges, registries...),
-	})
-	if err != nil {
-		return nil, err
-	}
-	nodes, err := gpuPaths(c.Nodes, c.Name)
-	if err != nil {
-		return nil, err
-	}
-	simulated, err := substituteObjects(gpu.Image+":"+f.version.Tag, nodes)
-	return append(objects, simulated...), err
 }
 
 // gpuPaths are those of the nodes with GPUs, and where their state goes is made.

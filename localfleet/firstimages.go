@@ -92,7 +92,7 @@ func (f *Fleet) firstImages() FirstImages {
 		Evidence: filepath.Join(f.CacheDir, "first-images"), Database: filepath.Join(f.CacheDir, "trivy"),
 	}
 	for _, app := range f.Tree.Apps {
-		first := FirstImage{App: app.Name, Digest: f.releases[app.Repository].Digest, Platform: "linux/" + runtime.GOARCH}
+		first := FirstImage{App: app.Name, Digest: f.made.releases[app.Repository].Digest, Platform: "linux/" + runtime.GOARCH}
 		for _, cluster := range f.Tree.Clusters {
 			repository := cluster.ImageRegistry + "/" + app.Repository
 			if !slices.Contains(first.Repositories, repository) {

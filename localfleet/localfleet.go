@@ -22,7 +22,6 @@ import (
 	"github.com/omnivision/omnivision/localfleet/controlplane"
 	"github.com/omnivision/omnivision/localfleet/engine"
 	"github.com/omnivision/omnivision/localfleet/gitea"
-	"github.com/omnivision/omnivision/localfleet/image"
 	"github.com/omnivision/omnivision/localfleet/mirror"
 	"github.com/omnivision/omnivision/localfleet/process"
 	"github.com/omnivision/omnivision/localfleet/topology"
@@ -61,10 +60,8 @@ type Fleet struct {
 
 	// What the steps of Up hand on to later ones.
 	forge       *gitea.Server
-	made        []*image.Image
+	made        madeImages
 	mirrors     []mirrored
-	releases    map[string]fleet.Release // by image repository
-	digests     map[string]string        // of every image, by its production reference
 	substitutes substitutes
 }
 

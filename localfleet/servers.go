@@ -13,22 +13,18 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/forge"
 	"github.com/omnivision/omnivision/localfleet/edge/front"
 	"github.com/omnivision/omnivision/localfleet/engine"
 	"github.com/omnivision/omnivision/localfleet/gitea"
-	"github.com/omnivision/omnivision/localfleet/gpu"
 	"github.com/omnivision/omnivision/localfleet/image"
 	"github.com/omnivision/omnivision/localfleet/mirror"
 	"github.com/omnivision/omnivision/localfleet/netns"
 	"github.com/omnivision/omnivision/localfleet/registry"
 	"github.com/omnivision/omnivision/localfleet/topology"
-	"golang.org/x/sync/errgroup"
 )
 
 // Addresses of the servers inside the hub's namespace.
@@ -221,7 +217,7 @@ func (f *Fleet) releasedTree(ctx context.Context) (string, error) {
 	onForge, unpushed := f.forgeTree(ctx)
 	for _, app := range f.Tree.Apps {
 		for _, cluster := range f.Tree.Clusters {
-			release := f.releases[app.Repository]
+			release := f.made.releases[app.Repository]
 			if unpushed == nil {
 				if have, err := fleet.ReadRelease(onForge, app, cluster.Name); err == nil && !have.Empty() && !isAssembled(have.Tag) {
 					release = have
@@ -294,13 +290,13 @@ func (f *Fleet) componentRelease(component fleet.ComponentImage, onForge fleet.R
 		if !onForge.Empty() && !isAssembled(onForge.Tag) {
 			return onForge, true
 		}
-		release, served = f.releases[path.Base(component.Name)]
+		release, served = f.made.releases[path.Base(component.Name)]
 		return release, served
 	}
 	if component.Release.Digest != "" {
 		return fleet.Release{}, false
 	}
-	digest, ok := f.digests[component.Name+":"+component.Release.Tag]
+	digest, ok := f.made.digests[component.Name+":"+component.Release.Tag]
 	return fleet.Release{Tag: component.Release.Tag, Digest: digest}, ok
 }
 
@@ -359,35 +355,6 @@ func (f *Fleet) upstream(ctx context.Context, source fleet.Source) (fs.FS, error
 	return tree, nil
 }
 
-// imageReferences lists every image that the clusters run, by its production
-// reference.
-func (f *Fleet) imageReferences(tag string) ([]string, error) {
-	recipes, err := image.Catalogue(f.Source)
-	if err != nil {
-		return nil, err
-	}
-	var references []string
-	for _, recipe := range recipes {
-		if ref, err := name.ParseReference(recipe.Reference); err == nil && strings.HasSuffix(recipe.Reference, ":"+ref.Identifier()) {
-			references = append(references, recipe.Reference)
-		}
-	}
-	references = append(references, gpu.Image+":"+tag)
-	components, err := f.components()
-	if err != nil {
-		return nil, err
-	}
-	for _, component := range components {
-		references = append(references, component.Name+":"+tag)
-	}
-	for _, cluster := range f.Tree.Clusters {
-		for _, app := range f.Tree.Apps {
-			references = append(references, cluster.ImageRegistry+"/"+app.Repository+":"+tag)
-		}
-	}
-	return references, nil
-}
-
 // componentImages lists the images that components of the tree name apart from their manifests.
 func (f *Fleet) componentImages() ([]fleet.ComponentImage, error) {
 	all, err := fleet.ComponentImages(os.DirFS(filepath.Join(f.Source, treeDir)))
@@ -401,83 +368,6 @@ func (f *Fleet) componentImages() ([]fleet.ComponentImage, error) {
 func (f *Fleet) components() ([]fleet.ComponentImage, error) {
 	all, err := f.componentImages()
 	return slices.DeleteFunc(all, func(c fleet.ComponentImage) bool { return !image.Own(c.Name) }), err
-}
-
-func (f *Fleet) imageBuilder(report func(string)) *image.Builder {
-	return &image.Builder{
-		Cache: f.CacheDir, Source: f.Source, Binary: f.program, Asset: f.Store.Asset, Offline: f.Offline,
-		Version: f.version.Tag, Commit: f.version.Commit, Report: report,
-	}
-}
-
-// images makes every image, pulled where upstream can be reached, assembled
-// where not.
-func (f *Fleet) images(ctx context.Context, report func(string)) error {
-	builder := f.imageBuilder(report)
-	tag := f.version.Tag
-	references, err := f.imageReferences(tag)
-	if err != nil {
-		return err
-	}
-	var mu sync.Mutex
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(2)
-	for _, reference := range references {
-		group.Go(func() error {
-			made, err := builder.Obtain(ctx, reference)
-			if err != nil {
-				return err
-			}
-			report(reference)
-			mu.Lock()
-			defer mu.Unlock()
-			f.made = append(f.made, made)
-			return nil
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	slices.SortFunc(f.made, func(a, b *image.Image) int { return strings.Compare(a.Reference, b.Reference) })
-	return f.recordReleases(tag)
-}
-
-// recordReleases notes the digest of each image of this project, which is the same in every
-// registry.
-func (f *Fleet) recordReleases(tag string) error {
-	f.releases, f.digests = map[string]fleet.Release{}, map[string]string{}
-	for _, made := range f.made {
-		if made.Substitute != "" {
-			f.substitute("image "+made.Reference, made.Substitute)
-		}
-		digest, err := made.Digest()
-		if err != nil {
-			return fmt.Errorf("digest of %s: %w", made.Reference, err)
-		}
-		f.digests[made.Reference] = digest.String()
-		if repository, ok := strings.CutSuffix(made.Reference, ":"+tag); ok && image.Own(repository) {
-			f.releases[path.Base(repository)] = fleet.Release{Tag: tag, Digest: digest.String()}
-		}
-	}
-	return nil
-}
-
-// pushImages brings the images to the registry under their production names.
-func (f *Fleet) pushImages(ctx context.Context, report func(string)) error {
-	transport := hubTransport()
-	defer transport.CloseIdleConnections()
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(3)
-	for _, made := range f.made {
-		group.Go(func() error {
-			pushed, err := image.Push(ctx, made.Image, made.Reference, "http://"+registryAddress, transport)
-			if err == nil && !pushed.Skipped {
-				report(made.Reference)
-			}
-			return err
-		})
-	}
-	return group.Wait()
 }
 
 // hosts lists the production host names that the fleet answers for.

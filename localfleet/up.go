@@ -22,31 +22,37 @@ func (f *Fleet) Steps() []story.Step {
 		{Name: "forge", After: []string{"engines", "network"}, Run: f.startForge},
 		{Name: "edge", After: []string{"control planes", "registry", "forge"}, Run: f.startEdge},
 		{Name: "images", After: []string{"engines"}, Run: f.images},
+		// Linked anew after each commit; meanwhile the clusters start with the others.
+		{Name: "images of this source", After: []string{"engines"}, Run: f.ownImages},
 
 		{Name: "upstream files", After: []string{"packages"}, Run: f.fetchUpstream},
 		{Name: "upstream repositories", After: []string{"forge", "upstream files"}, Run: f.pushMirrors},
 		{Name: "publish images", After: []string{"images", "registry"}, Run: f.pushImages},
+		{Name: "publish images of this source", After: []string{"images of this source", "registry"}, Run: f.pushOwnImages},
 		{Name: "publish chart", After: []string{"registry"}, Run: f.pushChart},
-		{Name: "GitOps repository", After: []string{"forge", "images"}, Run: f.pushTree},
+		{Name: "GitOps repository", After: []string{"forge", "images", "images of this source"}, Run: f.pushTree},
 
 		{Name: "view from inside", After: []string{"edge"}, Run: f.startView},
 		{Name: "identity issuer", After: []string{"forge"}, Run: f.startIssuer},
 		{Name: "Sigstore", After: []string{"view from inside", "identity issuer"}, Run: f.startSigstore},
 		{Name: "trust and tokens", After: []string{"Sigstore"}, Run: f.belongings},
 		{Name: "vulnerability database", After: []string{"registry"}, Run: f.vulnerabilityDatabase},
-		{Name: "evidence of the images", After: []string{"publish images", "Sigstore", "vulnerability database"}, Run: f.vouch},
+		{Name: "evidence of the images", After: []string{"publish images of this source", "Sigstore", "vulnerability database"}, Run: f.vouch},
 
 		{Name: "nodes", After: []string{"control planes", "edge", "publish images"}, Run: f.nodes},
-		{Name: "cloud add-ons", After: []string{"control planes", "images"}, Run: f.addOns},
+		{Name: "images on the nodes", After: []string{"nodes"}, Run: f.preload},
+		{Name: "images of this source on the nodes", After: []string{"images on the nodes", "publish images of this source"}, Run: f.preloadOwn},
+		{Name: "cluster DNS", After: []string{"control planes"}, Run: f.installDNS},
+		{Name: "GPU substitute", After: []string{"control planes", "publish images of this source"}, Run: f.installGPUs},
 		{Name: "Argo CD", After: []string{"control planes", "upstream files"}, Run: f.installArgoCD},
 		{Name: "webhooks", After: []string{"GitOps repository", "edge", "Argo CD"}, Run: f.webhooks},
-		{Name: "Argo CD ready", After: []string{"Argo CD", "nodes", "cloud add-ons"}, Run: f.awaitArgoCD},
-		{Name: "root Applications", After: []string{"Argo CD ready", "GitOps repository", "upstream repositories", "publish chart", "trust and tokens"}, Run: f.applyRoot},
+		{Name: "Argo CD ready", After: []string{"Argo CD", "nodes", "cluster DNS"}, Run: f.awaitArgoCD},
+		{Name: "root Applications", After: []string{"Argo CD ready", "GitOps repository", "upstream repositories", "publish chart", "publish images of this source", "trust and tokens"}, Run: f.applyRoot},
 		{Name: "jobs", After: []string{"root Applications"}, Run: f.awaitJobs},
 		// Nothing in a cluster waits for it.
 		{Name: "source repository", After: []string{"root Applications"}, Run: f.pushSource},
 		// The platform comes last: by then there is evidence, or its Pods are tried again.
-		{Name: "Synced and Healthy", After: []string{"root Applications", "webhooks", "evidence of the images"}, Run: f.waitHealthy},
+		{Name: "Synced and Healthy", After: []string{"root Applications", "webhooks", "GPU substitute", "evidence of the images"}, Run: f.waitHealthy},
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -48,6 +49,10 @@ func (s *Server) knows(ctx context.Context, who credential) bool {
 	return s.call(ctx, http.MethodGet, "/api/v1/user", who, nil, nil) == nil
 }
 
+// accessToken is a line that is one. Gitea's log is printed to the same output at the same time,
+// and so may stand before or behind it.
+var accessToken = regexp.MustCompile(`(?m)^[0-9a-f]{40}$`)
+
 // bootstrapAdmin makes the account by Gitea's own command, which works on its
 // database. The command line is no place for a password: the account gets a
 // random one there, then ours by the API.
@@ -63,7 +68,11 @@ func (s *Server) bootstrapAdmin(ctx context.Context, password string) error {
 	if err != nil {
 		return err
 	}
-	token := credential{token: lastLine(out)}
+	printed := accessToken.FindString(out)
+	if printed == "" {
+		return errors.New("gitea admin user generate-access-token printed no token")
+	}
+	token := credential{token: printed}
 	err = s.call(ctx, http.MethodPatch, "/api/v1/admin/users/"+Admin, token, map[string]any{
 		"login_name": Admin, "source_id": 0, "password": password, "must_change_password": false, "admin": true, "active": true,
 	}, nil)

@@ -120,10 +120,6 @@ ISSUE_INDEXER_TYPE = db
 PROVIDER = memory
 COOKIE_NAME = omnivision_forge
 
-[picture]
-DISABLE_GRAVATAR = true
-ENABLE_FEDERATED_AVATAR = false
-
 [packages]
 ENABLED = false
 

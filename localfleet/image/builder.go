@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
@@ -60,6 +59,7 @@ type Builder struct {
 
 	packages sync.Mutex
 	programs sync.Mutex
+	linked   map[string]string // paths of this source's programs, by their names
 	probes   probes
 }
 
@@ -491,82 +491,3 @@ func (b *Builder) layersOf(ctx context.Context, d *debian, sets []packageSet, la
 }
 
 const versionPackage = "github.com/omnivision/omnivision/internal/version"
-
-// ownProgram builds a program of this source. Go decides whether there is anything to
-// do: it leaves a program as it is that was linked from the same input.
-func (b *Builder) ownProgram(ctx context.Context, program string) (string, error) {
-	b.programs.Lock()
-	defer b.programs.Unlock()
-	version, commit := b.stamp(ctx)
-	b.report("building cmd/%s", program)
-	dir := filepath.Join(b.dir(), "programs")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", err
-	}
-	unlock, err := filelock.Acquire(ctx, filepath.Join(dir, ".lock"))
-	if err != nil {
-		return "", err
-	}
-	defer unlock()
-	built := filepath.Join(dir, ".linked-"+program)
-	// Flags that decide what is compiled are those of the Makefile: one build cache serves both.
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-gcflags=all=-dwarf=false",
-		"-ldflags", "-s -w -X "+versionPackage+".Version="+version+" -X "+versionPackage+".Commit="+commit+" -X main.version="+version,
-		"-o", built, "./cmd/"+program)
-	cmd.Dir = b.Source
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
-	if _, err := output(cmd, "building cmd/"+program); err != nil {
-		return "", err
-	}
-	return keep(built, filepath.Join(dir, program))
-}
-
-// keep copies a program to a name made of its content: the file of an unchanged
-// program keeps its time, by which images know it.
-func keep(built, prefix string) (string, error) {
-	content, err := os.ReadFile(built)
-	if err != nil {
-		return "", err
-	}
-	sum := sha256.Sum256(content)
-	final := prefix + "-" + hex.EncodeToString(sum[:])[:12]
-	if _, err := os.Stat(final); err == nil {
-		return final, nil
-	}
-	old, err := filepath.Glob(prefix + "-????????????")
-	if err != nil {
-		return "", err
-	}
-	for _, path := range old {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return "", err
-		}
-	}
-	unfinished := final + ".new"
-	if err := os.WriteFile(unfinished, content, 0o755); err != nil {
-		return "", err
-	}
-	return final, os.Rename(unfinished, final)
-}
-
-// stamp is the version and commit of Source. A source without Git leaves them
-// empty, and the programs say so.
-func (b *Builder) stamp(ctx context.Context) (version, commit string) {
-	git := func(args ...string) string {
-		out, err := exec.CommandContext(ctx, "git", append([]string{"-C", b.Source}, args...)...).Output()
-		if err != nil {
-			return ""
-		}
-		return strings.TrimSpace(string(out))
-	}
-	if version = b.Version; version == "" {
-		version = strings.TrimPrefix(git("describe", "--tags", "--dirty"), "v")
-	}
-	if commit = b.Commit; commit == "" {
-		commit = git("rev-parse", "--verify", "HEAD")
-		if commit != "" && git("status", "--porcelain") != "" {
-			commit += "-dirty"
-		}
-	}
-	return version, commit
-}

@@ -26,6 +26,8 @@ type Recipe struct {
 
 	// base is the package set below the image's own layer; empty for none.
 	base string
+	// program of this source that it holds; empty for none.
+	program string
 	// arch is Go's name of the architecture; empty is this machine's.
 	arch string
 	// fill makes the image's own layer.
@@ -330,6 +332,7 @@ func pause() Recipe {
 	return Recipe{
 		Reference:  pauseReference,
 		Made:       "cmd/pause of this source",
+		program:    "pause",
 		Substitute: "the pause image holds this project's own program, which waits and reaps as upstream's does",
 		fill: func(f *filler) error {
 			f.ours("pause", "pause")
@@ -356,6 +359,7 @@ func own(image, program, user string) Recipe {
 		Made:       "cmd/" + program + " of this source",
 		Substitute: image + " is assembled from this source without BuildKit; it is scanned and signed as a release is",
 		base:       "static",
+		program:    program,
 		fill: func(f *filler) error {
 			f.ours(program, "usr/local/bin/"+program)
 			return f.err

@@ -201,8 +201,7 @@ func startContainerd(ctx context.Context, sup *process.Supervisor, cfg Config, h
 	if err != nil {
 		return err
 	}
-	socket := fmt.Sprintf("/proc/%d/root/run/containerd/containerd.sock", holder)
-	return sup.Wait(ctx, name, 30*time.Second, func(ctx context.Context) error { return askRuntime(ctx, socket) })
+	return sup.Wait(ctx, name, 30*time.Second, func(ctx context.Context) error { return askRuntime(ctx, socket(holder)) })
 }
 
 // askRuntime asks containerd for its version by the Container Runtime Interface, as the
