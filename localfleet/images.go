@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"path"
-	"slices"
 	"strings"
 	"sync"
 
@@ -14,8 +13,6 @@ import (
 	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/localfleet/gpu"
 	"github.com/omnivision/omnivision/localfleet/image"
-	"github.com/omnivision/omnivision/localfleet/node"
-	"github.com/omnivision/omnivision/localfleet/topology"
 )
 
 // madeImages are those that Up has made. Images of others and of this source are made and
@@ -137,51 +134,6 @@ func (f *Fleet) pushImages(ctx context.Context, report func(string)) error {
 
 func (f *Fleet) pushOwnImages(ctx context.Context, report func(string)) error {
 	return publish(ctx, f.made.own, report)
-}
-
-// preload has the nodes pull what is going to run there while the clusters still start, of
-// the images of others; preloadOwn does of this source's. It spares time and nothing else: what
-// a node does not get here, its kubelet pulls.
-func (f *Fleet) preload(ctx context.Context, report func(string)) error {
-	return f.preloadImages(ctx, f.made.others, report)
-}
-
-func (f *Fleet) preloadOwn(ctx context.Context, report func(string)) error {
-	return f.preloadImages(ctx, f.made.own, report)
-}
-
-func (f *Fleet) preloadImages(ctx context.Context, images []*image.Image, report func(string)) error {
-	return f.eachCluster(ctx, func(ctx context.Context, c topology.Cluster) error {
-		for _, n := range c.Nodes {
-			var wanted []string
-			for _, made := range images {
-				if f.runsOn(made.Reference, c.Name, n) {
-					wanted = append(wanted, made.Reference)
-				}
-			}
-			if err := node.Pull(ctx, f.sup, c, n, wanted...); err != nil {
-				report(fmt.Sprintf("left to the kubelet: %s: %v", c.Name, err))
-			}
-		}
-		return context.Cause(ctx)
-	})
-}
-
-// onGPUNodes are the images that run there; all others run on the other nodes.
-var onGPUNodes = []string{"omnivision-worker", "gpu-substitute", "omnivision-podlogs", "fluent-bit"}
-
-// runsOn tells whether a node is likely to run an image.
-func (f *Fleet) runsOn(reference, cluster string, n topology.Node) bool {
-	for _, other := range f.Tree.Clusters {
-		if other.Name != cluster && strings.HasPrefix(reference, other.ImageRegistry+"/") {
-			return false
-		}
-	}
-	repository, _, _ := strings.Cut(path.Base(reference), ":")
-	if n.GPUs > 0 {
-		return slices.Contains(onGPUNodes, repository)
-	}
-	return repository != "omnivision-worker" && repository != "gpu-substitute"
 }
 
 func publish(ctx context.Context, images []*image.Image, report func(string)) error {

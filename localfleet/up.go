@@ -40,8 +40,6 @@ func (f *Fleet) Steps() []story.Step {
 		{Name: "evidence of the images", After: []string{"publish images of this source", "Sigstore", "vulnerability database"}, Run: f.vouch},
 
 		{Name: "nodes", After: []string{"control planes", "edge", "publish images"}, Run: f.nodes},
-		{Name: "images on the nodes", After: []string{"nodes"}, Run: f.preload},
-		{Name: "images of this source on the nodes", After: []string{"images on the nodes", "publish images of this source"}, Run: f.preloadOwn},
 		{Name: "cluster DNS", After: []string{"control planes"}, Run: f.installDNS},
 		{Name: "GPU substitute", After: []string{"control planes", "publish images of this source"}, Run: f.installGPUs},
 		{Name: "Argo CD", After: []string{"control planes", "upstream files"}, Run: f.installArgoCD},

@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/dynamic"
 	"sigs.k8s.io/yaml"
@@ -127,5 +128,52 @@ func TestAPIServerTakesPoliciesAndRefusesWhatIsWrong(t *testing.T) {
 	got, err := client.Resource(old).Get(t.Context(), "release", metav1.GetOptions{})
 	if err != nil || got.GetAPIVersion() != "policy.sigstore.dev/v1alpha1" {
 		t.Errorf("as v1alpha1 it is %v: %v", got, err)
+	}
+}
+
+// Applications are synced with Validate=false, which spares Argo CD from reading the whole API's
+// description for each object. That a key is mistyped is found all the same: by server-side apply.
+func TestServerSideApplyRefusesAMistypedKeyByItself(t *testing.T) {
+	server := apiservertest.Start(t)
+	client, err := dynamic.NewForConfig(server.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	install(t, client)
+	options := metav1.PatchOptions{FieldManager: "test", FieldValidation: metav1.FieldValidationIgnore}
+	apply := func(resource schema.GroupVersionResource, namespace string, o *unstructured.Unstructured) error {
+		body, err := o.MarshalJSON()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = client.Resource(resource).Namespace(namespace).Patch(t.Context(), o.GetName(), types.ApplyPatchType, body, options)
+		return err
+	}
+	deployments := schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}
+	deployment := `apiVersion: apps/v1
+kind: Deployment
+metadata: {name: worker, namespace: default}
+spec:
+  selector: {matchLabels: {a: b}}
+  template:
+    metadata: {labels: {a: b}}
+    spec: {containers: [{name: worker, image: worker}]}
+`
+	policy := file(t, "policies/manifests/release-policy.yaml")
+	if err := apply(deployments, "default", object(t, []byte(deployment))); err != nil {
+		t.Errorf("a Deployment as it should be: %v", err)
+	}
+	if err := apply(releases, "", policy); err != nil {
+		t.Errorf("a ReleasePolicy as it should be: %v", err)
+	}
+	mistyped := object(t, []byte(strings.Replace(deployment, "image: worker", "imgae: worker", 1)))
+	if err := apply(deployments, "default", mistyped); err == nil || !strings.Contains(err.Error(), "imgae") {
+		t.Errorf("a mistyped key of a Deployment: %v", err)
+	}
+	if err := unstructured.SetNestedField(policy.Object, true, "spec", "gitOlny"); err != nil {
+		t.Fatal(err)
+	}
+	if err := apply(releases, "", policy); err == nil || !strings.Contains(err.Error(), "gitOlny") {
+		t.Errorf("a mistyped key of a ReleasePolicy: %v", err)
 	}
 }

@@ -201,7 +201,8 @@ func startContainerd(ctx context.Context, sup *process.Supervisor, cfg Config, h
 	if err != nil {
 		return err
 	}
-	return sup.Wait(ctx, name, 30*time.Second, func(ctx context.Context) error { return askRuntime(ctx, socket(holder)) })
+	socket := fmt.Sprintf("/proc/%d/root/run/containerd/containerd.sock", holder)
+	return sup.Wait(ctx, name, 30*time.Second, func(ctx context.Context) error { return askRuntime(ctx, socket) })
 }
 
 // askRuntime asks containerd for its version by the Container Runtime Interface, as the
