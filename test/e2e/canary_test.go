@@ -17,8 +17,8 @@ import (
 	"github.com/omnivision/omnivision/worker/api"
 )
 
-// rolling is the good worker that is pushed in OneGPUShortAborts, takes its 5 % in CanaryShare
-// and goes everywhere in ReleaseGoesWaveByWave.
+// rolling is the good worker that is pushed in OneGPUShortAborts and takes its 5 % in CanaryShare;
+// then the one that overtakes it, and goes everywhere in ReleaseGoesWaveByWave.
 var rolling struct {
 	digest string
 	values string     // of Oregon, as they were before
@@ -85,7 +85,37 @@ func testCanaryShare(t *testing.T) {
 	}
 	rolling.digest = mergeWorker(t)
 	waitForWeight(t, rollingCluster, rolling.digest, 5)
+	pushWorker(t, "// A change that is better.") // which the conveyor builds meanwhile
 	countShare(t, rolling.digest)
+}
+
+// overtaken is the release whose canary a newer one replaces.
+var overtaken struct{ digest, commit string }
+
+// testNewerRelease merges the next worker while the canary of the one before is held at 5 %: the
+// newer one takes its place, and the older one goes no further.
+func testNewerRelease(t *testing.T) {
+	g := clone(t)
+	overtaken.digest = rolling.digest
+	overtaken.commit = g.run(t, "log", "--max-count=1", "--format=%H", "-S"+overtaken.digest, "--", "apps/"+workerApp+"/"+rollingCluster+".yaml")
+	rolling.digest = mergeWorker(t)
+	if rolling.digest == overtaken.digest {
+		t.Fatalf("the newer release is the same image, %s", rolling.digest)
+	}
+	waitForWeight(t, rollingCluster, rolling.digest, 5)
+	eventually(t, "the older canary's Pods to be gone", 2*time.Minute, func() error {
+		images := kubectl(t, rollingCluster, "get", "pods", "-n", "omnivision", "-l", "app.kubernetes.io/component=worker", "-o", "jsonpath={.items[*].spec.containers[*].image}")
+		if strings.Contains(images, overtaken.digest) {
+			return fmt.Errorf("workers run %s", images)
+		}
+		return nil
+	})
+	if state := rolloutState(t, rollingCluster); strings.Contains(state, "abort=true") || !strings.Contains(state, "weight=5 ") {
+		t.Errorf("the newer canary is not at its first step: %s", state)
+	}
+	if pr, err := openPull(t, "release/"+workerApp+"/wave-2"); err == nil {
+		t.Errorf("a canary that was overtaken is proposed to Belgium by pull request %d", pr.Number)
+	}
 }
 
 // testExporterDown stops the exporter of the canary's GPUs: the release neither aborts nor

@@ -170,6 +170,7 @@ func TestFleet(t *testing.T) {
 		{"Quarantine", testQuarantine},
 		{"OneGPUShortAborts", testOneGPUShort}, // while the next one's worker is built
 		{"CanaryShare", testCanaryShare},
+		{"NewerReleaseOvertakes", testNewerRelease},
 		{"BrokenGPUDrainsItsNode", testBrokenGPUDrainsItsNode},
 		{"ExporterDownPauses", testExporterDown},
 		{"ReleaseGoesWaveByWave", testWaves},

@@ -55,6 +55,10 @@ func testWaves(t *testing.T) {
 		})
 	}
 	t.Logf("from the end of Oregon's canary to everywhere: %.0f s", time.Since(begin).Seconds())
+	eventually(t, "the release that was overtaken to be told so", time.Minute, func() error {
+		return says(t, "omnivision-gitops", overtaken.commit, "omnivision/"+workerApp+"/"+rollingCluster, "success", "superseded: ")
+	})
+	neverIn(t, g, "cluster-gcp", overtaken.digest)
 }
 
 // condemned is what testAbortHealsGit has taken back.
@@ -73,7 +77,7 @@ func neverIn(t *testing.T, g checkout, cluster, digest string) {
 
 // testForgeDown lifts the quarantine and releases the image again, as people do who believe that
 // it was the driver. Its canary is aborted while the forge is down: the answer comes when the
-// forge is back.
+// forge is back. All the while Oregon's steward is killed again and again: the end is the same.
 func testForgeDown(t *testing.T) {
 	const cluster, quarantine, file = "cluster-aws", "components/policies/manifests/quarantine.yaml", "apps/" + workerApp + "/cluster-aws.yaml"
 	if condemned.digest == "" {
@@ -92,6 +96,7 @@ func testForgeDown(t *testing.T) {
 	g.edit(t, "fleet.yaml", func(s string) string {
 		return strings.Replace(s, "autoMerge: [promote]", "autoMerge: [revert, promote]", 1)
 	})
+	allKilled := killStewards(t, cluster)
 	g.edit(t, quarantine, func(string) string { return lifted + "\n" })
 	g.edit(t, file, func(string) string { return bad + "\n" })
 	eventually(t, "the condemned worker in Oregon's Rollout again", 2*time.Minute, func() error {
@@ -109,6 +114,7 @@ func testForgeDown(t *testing.T) {
 	begin := time.Now()
 	omnivision(t, "up") // ends when the Rollout is whole again: the steward merges its answer
 	t.Logf("up with an aborted canary: %.0f s", time.Since(begin).Seconds())
+	allKilled()
 	eventually(t, "the answer to the abort, merged", 3*time.Minute, func() error {
 		pr, err := newestPull(t, condemned.branch)
 		if err != nil {
@@ -131,6 +137,15 @@ func testForgeDown(t *testing.T) {
 		t.Errorf("the quarantine does not name %s once: %v\n%s", condemned.digest, err, list)
 	}
 	neverIn(t, g, "cluster-gcp", condemned.digest)
+	var opened []int
+	for _, pr := range pullsOf(t, condemned.branch) {
+		if pr.Number > before.Number {
+			opened = append(opened, pr.Number)
+		}
+	}
+	if len(opened) != 1 {
+		t.Errorf("the abort was answered by the pull requests %v, want one", opened)
+	}
 }
 
 // awaitAbort waits until a canary is aborted.
@@ -153,16 +168,25 @@ type listedPull struct {
 // newestPull finds the newest pull request of a branch of the GitOps repository, open or not.
 func newestPull(t *testing.T, branch string) (listedPull, error) {
 	t.Helper()
-	var all []listedPull
-	if err := forgeAPI(t, http.MethodGet, "omnivision-gitops/pulls?state=all&sort=newest&limit=50", nil, &all); err != nil {
-		return listedPull{}, err
-	}
-	for _, pr := range all {
-		if pr.Head.Ref == branch {
-			return pr, nil
-		}
+	if all := pullsOf(t, branch); len(all) > 0 {
+		return all[0], nil
 	}
 	return listedPull{}, errors.New("no pull request was ever opened from " + branch)
+}
+
+// pullsOf lists the pull requests of a branch of the GitOps repository, the newest first.
+func pullsOf(t *testing.T, branch string) (found []listedPull) {
+	t.Helper()
+	var all []listedPull
+	eventually(t, "the forge's pull requests", time.Minute, func() error {
+		return forgeAPI(t, http.MethodGet, "omnivision-gitops/pulls?state=all&sort=newest&limit=50", nil, &all)
+	})
+	for _, pr := range all {
+		if pr.Head.Ref == branch {
+			found = append(found, pr)
+		}
+	}
+	return found
 }
 
 // says reports whether the newest status of a context of a commit has a state, and begins so.
