@@ -32,6 +32,8 @@ var foreign = map[string]func(ctx context.Context, released name.Digest) (name.D
 	"unsigned":   pushUnsigned,
 	"copied":     copyToOther,
 	"transplant": transplant,
+	"tagged":     tagReleased,
+	"retagged":   tagUnsigned,
 }
 
 // pushForeign is the child's main.

@@ -89,7 +89,12 @@ func testGateRefusesForeign(t *testing.T) {
 		refuses(t, cluster, image, attack.says)
 	}
 	t.Run("somebody else's signature", func(t *testing.T) { refusesOther(t, cluster, released) })
+	t.Run("a branch of ours", func(t *testing.T) { refusesBranch(t, cluster) })
+	t.Run("a key", func(t *testing.T) { refusesKey(t, cluster, released) })
 	t.Run("an ephemeral container", func(t *testing.T) { refusesEphemeral(t, cluster, released) })
+	t.Run("a tag that moves", func(t *testing.T) { refusesMovedTag(t, cluster, released) })
+	t.Run("a Deployment", func(t *testing.T) { refusesDeployment(t, cluster, released) })
+	t.Run("a namespace relabelled", func(t *testing.T) { refusesRelabelled(t, cluster, released) })
 }
 
 // refusesOther signs an image as a person, whom the fleet does not trust.
@@ -114,7 +119,8 @@ func refusesEphemeral(t *testing.T, cluster, released string) {
 }
 
 // testQuarantine takes a release back in Git: no cluster starts it any more, whatever signed
-// it, until Git lifts it again. An old release is refused once Git names a floor.
+// it, until Git lifts it again. An old release is refused once Git names a floor, one that was
+// scanned too long ago, and one of which a statement is missing.
 func testQuarantine(t *testing.T) {
 	const cluster, policies = "cluster-aws", "components/policies/manifests/"
 	g := clone(t)
@@ -136,6 +142,8 @@ func testQuarantine(t *testing.T) {
 		{"quarantine.yaml", "quarantine: []", "quarantine:\n    - digest: " + digest + "\n      app: " + workerApp +
 			"\n      version: \"0.0.0-1\"\n      cluster: cluster-gcp\n      reason: a test\n      since: \"2026-11-27T02:00:00Z\"", "[Quarantined]"},
 		{"release-policy.yaml", "floors: []", "floors:\n    - {repository: " + workerApp + ", version: 99.0.0}", "[BelowFloor]"},
+		{"release-policy.yaml", "maxAge: 720h", "maxAge: 1s", "[StaleScan]"},
+		{"cluster-image-policy.yaml", "predicateType: https://slsa.dev/provenance/v1", "predicateType: https://example.com/audit/v1", "[NoAttestation]"},
 	} {
 		begin := time.Now()
 		back := change(rule.file, rule.from, rule.to)

@@ -64,6 +64,16 @@ func adminPassword(t *testing.T) string {
 // edit rewrites a file, commits it and pushes; it returns when the push is through.
 func (g checkout) edit(t *testing.T, file string, change func(string) string) time.Time {
 	t.Helper()
+	g.change(t, file, change)
+	g.run(t, "commit", "--quiet", "--all", "--message", "Change "+file)
+	begin := time.Now()
+	g.run(t, "push", "--quiet", "origin", "main")
+	return begin
+}
+
+// change rewrites a file of the working tree.
+func (g checkout) change(t *testing.T, file string, change func(string) string) {
+	t.Helper()
 	path := filepath.Join(g.dir, file)
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -72,10 +82,6 @@ func (g checkout) edit(t *testing.T, file string, change func(string) string) ti
 	if err := os.WriteFile(path, []byte(change(string(data))), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	g.run(t, "commit", "--quiet", "--all", "--message", "Change "+file)
-	begin := time.Now()
-	g.run(t, "push", "--quiet", "origin", "main")
-	return begin
 }
 
 // belgium is everything of the other region that a change must not touch.
