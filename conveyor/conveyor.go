@@ -33,6 +33,8 @@ type Stage struct {
 	// Run does the work and returns its result, which must be the same for the same
 	// work done twice.
 	Run func(ctx context.Context, before Results, report func(detail string)) (result any, err error)
+	// Ahead is what of it can be done before its turn; nil is nothing.
+	Ahead *Ahead
 }
 
 // Results are what the stages before one found.
@@ -109,6 +111,8 @@ func (b Belt) Run(ctx context.Context, until string) ([]Outcome, error) {
 		return nil, err
 	}
 	defer unlock()
+	beside := newBeside(ctx)
+	defer beside.end()
 	var (
 		outcomes []Outcome
 		results  = Results{}
@@ -122,6 +126,7 @@ func (b Belt) Run(ctx context.Context, until string) ([]Outcome, error) {
 		outcomes = append(outcomes, outcome)
 		results[stage.Name] = outcome.Result
 		follows = digest(outcome.Result)
+		beside.begin(stages, stage.Name, results)
 	}
 	return outcomes, nil
 }

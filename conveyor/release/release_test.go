@@ -35,7 +35,7 @@ import (
 	"github.com/omnivision/omnivision/plan/revision"
 )
 
-func check(t *testing.T, err error) {
+func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -99,13 +99,17 @@ func (b *builder) Check(ctx context.Context, repositories []name.Repository, hav
 // scanner finds what it is told to.
 type scanner struct {
 	targets []scan.Target
+	during  func(context.Context) // what happens meanwhile; nil is nothing
 	scans   int
 	found   error
 	stale   error
 }
 
-func (s *scanner) Scan(_ context.Context, _ string, targets []scan.Target, _ func(string)) (scan.Result, error) {
+func (s *scanner) Scan(ctx context.Context, _ string, targets []scan.Target, _ func(string)) (scan.Result, error) {
 	s.scans++
+	if s.during != nil {
+		s.during(ctx)
+	}
 	s.targets = targets
 	if s.found != nil {
 		return scan.Result{}, s.found
@@ -130,7 +134,16 @@ type proposer struct {
 	text     propose.Text
 	runs     map[string]fleet.Release
 	trees    func(fleet.Release) (base, head *revision.Tree) // nil where nothing is planned
+	preview  func() (base, head *revision.Tree)              // nil where none can be had
 	fail     error
+}
+
+func (p *proposer) Preview(context.Context, propose.Request) (propose.Change, error) {
+	if p.preview == nil {
+		return propose.Change{}, errors.New("the forge is away")
+	}
+	base, head := p.preview()
+	return propose.Change{Base: base, Head: head}, nil
 }
 
 func (p *proposer) Propose(ctx context.Context, r propose.Request) (propose.Result, error) {
