@@ -64,6 +64,7 @@ type Outcome struct {
 	Entry
 	Kept bool  // from an earlier run, and it still holds
 	Here Spent // on this stage in this run
+	Made any   // what Stage.Run returned, with what of it is no evidence; nil if it did not run
 }
 
 // Spent is how long something took, and for how much of it a tool was waited for: a program
@@ -206,7 +207,7 @@ func (b Belt) run(ctx context.Context, stage Stage, before Results, follows stri
 		Subject: b.Subject, Stage: stage.Name, Follows: follows, Result: raw,
 		Started: begin.UTC(), Spent: spent(begin, clock),
 	}
-	return Outcome{Entry: entry}, b.Store.Write(entry)
+	return Outcome{Entry: entry, Made: result}, b.Store.Write(entry)
 }
 
 // digest names a result by its content. It is compacted first: the store indents.

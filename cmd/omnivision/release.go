@@ -406,6 +406,7 @@ type shownStage struct {
 	Stage string `json:"stage"`
 	Kept  bool   `json:"kept"`
 	shownTime
+	Steps  *build.Steps    `json:"steps,omitempty"` // of a build that was run here
 	Result json.RawMessage `json:"result"`
 }
 
@@ -448,7 +449,7 @@ func (b beltRun) show(ctx context.Context, out io.Writer, subject conveyor.Subje
 			Stages []shownStage `json:"stages"`
 		}{Subject: subject, shownTime: all}
 		for _, o := range outcomes {
-			shown.Stages = append(shown.Stages, shownStage{o.Stage, o.Kept, showTime(o.Here), o.Result})
+			shown.Stages = append(shown.Stages, shownStage{o.Stage, o.Kept, showTime(o.Here), steps(o), o.Result})
 		}
 		return printJSON(out, shown)
 	}
@@ -472,13 +473,26 @@ func (b beltRun) show(ctx context.Context, out io.Writer, subject conveyor.Subje
 	return err
 }
 
+// steps are those of a build in this run, nil where nothing was built.
+func steps(o conveyor.Outcome) *build.Steps {
+	made, ok := o.Made.(release.Built)
+	if !ok || made.Steps.Cached+len(made.Steps.Run) == 0 {
+		return nil
+	}
+	return &made.Steps
+}
+
 // inOneLine says what a stage found.
 func inOneLine(o conveyor.Outcome) (string, error) {
 	switch o.Stage {
 	case release.Build:
 		var result build.Result
 		err := json.Unmarshal(o.Result, &result)
-		return fmt.Sprintf("%s in %s", result.Digest, strings.Join(result.Repositories, ", ")), err
+		line := fmt.Sprintf("%s in %s", result.Digest, strings.Join(result.Repositories, ", "))
+		if steps := steps(o); steps != nil {
+			line += "; " + steps.String()
+		}
+		return line, err
 	case release.Scan:
 		var result scan.Result
 		err := json.Unmarshal(o.Result, &result)

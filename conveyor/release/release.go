@@ -109,8 +109,8 @@ func (r Release) Belt(store conveyor.Store, watcher conveyor.Watcher) (conveyor.
 	}, nil
 }
 
-// built is the evidence of the first stage.
-type built struct {
+// Built is what became of the first stage.
+type Built struct {
 	build.Result
 	Invocation string `json:"invocation,omitempty"`
 }
@@ -136,11 +136,11 @@ func (r Release) build(ctx context.Context, _ conveyor.Results, report func(stri
 		Commit: r.Revision.Commit, Version: r.Revision.Version, Time: r.Revision.Time,
 		Platforms: r.Platforms, Args: r.Args, BaseImages: r.BaseImages, Repositories: r.Repositories, Cache: r.Cache,
 	}, report)
-	return built{Result: result, Invocation: r.Invocation}, err
+	return Built{Result: result, Invocation: r.Invocation}, err
 }
 
 func (r Release) checkBuild(ctx context.Context, _ conveyor.Results, raw json.RawMessage) error {
-	var have built
+	var have Built
 	if err := json.Unmarshal(raw, &have); err != nil {
 		return err
 	}
@@ -148,7 +148,7 @@ func (r Release) checkBuild(ctx context.Context, _ conveyor.Results, raw json.Ra
 }
 
 func (r Release) scan(ctx context.Context, before conveyor.Results, report func(string)) (any, error) {
-	var image built
+	var image Built
 	if err := before.Read(Build, &image); err != nil {
 		return nil, err
 	}
@@ -193,7 +193,7 @@ func (r Release) checkSign(ctx context.Context, before conveyor.Results, raw jso
 
 // signing is what there is to sign, from what was built and scanned.
 func (r Release) signing(before conveyor.Results) (sign.Request, error) {
-	var image built
+	var image Built
 	if err := before.Read(Build, &image); err != nil {
 		return sign.Request{}, err
 	}
@@ -235,7 +235,7 @@ func (r Release) propose(ctx context.Context, before conveyor.Results, report fu
 
 // proposal is what is proposed of the image that was built, without the text.
 func (r Release) proposal(before conveyor.Results) (propose.Request, error) {
-	var image built
+	var image Built
 	if err := before.Read(Build, &image); err != nil {
 		return propose.Request{}, err
 	}
