@@ -37,6 +37,9 @@ const forgeTokenVariable = "OMNIVISION_FORGE_TOKEN"
 // baseImagesVariable is --base-image for a machine whose every release needs it.
 const baseImagesVariable = "OMNIVISION_BASE_IMAGES"
 
+// buildCacheVariable is --build-cache for a machine whose daemon has nothing yet.
+const buildCacheVariable = "OMNIVISION_BUILD_CACHE"
+
 type releaseFlags struct {
 	app, dir, tree, evidence, output string
 	wave                             int
@@ -137,7 +140,7 @@ func (f *releaseFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.again, "again", false, "propose what was taken out of Git, or whose pull request was closed")
 	flags.BoolVar(&f.ifChanged, "if-changed", false, "do nothing unless a file of the app differs from what a cluster of the wave runs")
 	flags.StringVar(&f.buildkit, "buildkit", cmp.Or(os.Getenv("BUILDKIT_HOST"), "unix:///run/buildkit/buildkitd.sock"), "address of the BuildKit daemon")
-	flags.StringVar(&f.cache, "build-cache", "", "image reference that keeps layers between builds on fresh machines")
+	flags.StringVar(&f.cache, "build-cache", os.Getenv(buildCacheVariable), "image that keeps layers between builds on fresh machines; who may write it decides what is built ("+buildCacheVariable+")")
 	flags.StringToStringVar(&f.versionCommits, "version-commit", nil, "VERSION=COMMIT, for --if-changed: the commit of a version that counts no commits")
 	flags.StringToStringVar(&f.baseImages, "base-image", nil, "IMAGE=DIR or IMAGE=docker-image://OTHER: an OCI layout or an image in place of a base image, its digest apart, that cannot be pulled ("+baseImagesVariable+", separated by blanks)")
 	flags.StringSliceVar(&f.platforms, "platform", nil, "platforms of the image (default: those of conveyor/apps.yaml)")

@@ -49,13 +49,15 @@ func engine(t *testing.T, name string) string {
 	return program
 }
 
-// cgroup is the parent of the containers' groups, which the kernel keeps.
+// cgroup is the parent of the containers' groups. BuildKit leaves it.
 const cgroup = "/omnivision-buildkit-test"
 
 func removeCgroups() {
-	left, _ := filepath.Glob("/sys/fs/cgroup/*" + cgroup)
-	for _, dir := range append(left, "/sys/fs/cgroup"+cgroup) {
-		_ = os.Remove(dir)
+	for _, group := range []string{cgroup + "/buildkit", cgroup} {
+		left, _ := filepath.Glob("/sys/fs/cgroup/*" + group)
+		for _, dir := range append(left, "/sys/fs/cgroup"+group) {
+			_ = os.Remove(dir)
+		}
 	}
 }
 
