@@ -19,6 +19,7 @@ type forecast struct {
 	over       bool // the plan was asked for: nothing is begun any more
 	base, head *revision.Tree
 	plan       func() (*plan.Plan, error) // nil until the trees are known
+	end        context.CancelFunc         // of the plan
 	warned     atomic.Bool
 }
 
@@ -46,6 +47,7 @@ func (f *forecast) begin(ctx context.Context, change propose.Change, charts plan
 	}
 	charts = toldApart{charts, func(string) { f.warned.Store(true) }}
 	f.base, f.head = change.Base, change.Head
+	ctx, f.end = context.WithCancel(ctx)
 	f.plan = sync.OnceValues(func() (*plan.Plan, error) {
 		return plan.Compare(ctx, change.Base, change.Head, plan.Options{Charts: charts})
 	})
@@ -62,7 +64,11 @@ func (f *forecast) of(change propose.Change) *plan.Plan {
 	f.mu.Lock()
 	f.over = true
 	f.mu.Unlock()
-	if f.plan == nil || differ(f.base, change.Base) || differ(f.head, change.Head) {
+	if f.plan == nil {
+		return nil
+	}
+	defer f.end()
+	if differ(f.base, change.Base) || differ(f.head, change.Head) {
 		return nil
 	}
 	planned, err := f.plan()
