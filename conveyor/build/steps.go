@@ -1,6 +1,7 @@
 package build
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"strings"
@@ -15,11 +16,13 @@ import (
 type Steps struct {
 	Cached int      `json:"cached"` // whose result the daemon had, or found in the cache of a registry
 	Run    []string `json:"run"`    // the others, as BuildKit names them, in the order in which they began
+	// Failed is what did not work and was not needed, such as writing the cache, with why.
+	Failed []string `json:"failed,omitempty"`
 }
 
-// String counts them.
+// String counts them, and says what did not work.
 func (s Steps) String() string {
-	return fmt.Sprintf("%d of %d steps from the cache", s.Cached, s.Cached+len(s.Run))
+	return strings.Join(append([]string{fmt.Sprintf("%d of %d steps from the cache", s.Cached, s.Cached+len(s.Run))}, s.Failed...), "; ")
 }
 
 // progress is what a daemon tells of a build.
@@ -31,9 +34,10 @@ type progress struct {
 }
 
 type step struct {
-	name           string
-	cached, failed bool
-	said           []byte // the end of what it printed
+	name   string
+	cached bool
+	failed string // why
+	said   []byte // the end of what it printed
 }
 
 // keptOutput is how many bytes of a step's output are kept, shownLines how many lines of that
@@ -72,16 +76,20 @@ func (p *progress) see(v *client.Vertex) {
 		p.report(v.Name)
 	}
 	known.cached = known.cached || v.Cached
-	known.failed = known.failed || v.Error != ""
+	known.failed = cmp.Or(v.Error, known.failed)
 }
 
 // ofDockerfile are the steps that make something, as BuildKit names them: [linux/arm64 build 2/3] RUN …
 // Base images are not made, and [internal] steps are not the Dockerfile's.
 var ofDockerfile = regexp.MustCompile(`^\[(?:[^\]]* )?\d+/\d+\] (?:RUN|COPY|ADD|WORKDIR)\b`)
 
+// steps are those of a build that has succeeded.
 func (p *progress) steps() Steps {
 	all := Steps{Run: []string{}}
 	for _, s := range p.begun {
+		if s.failed != "" {
+			all.Failed = append(all.Failed, terminal.Line(s.name+": "+s.failed))
+		}
 		switch {
 		case !ofDockerfile.MatchString(s.name):
 		case s.cached:
@@ -96,7 +104,7 @@ func (p *progress) steps() Steps {
 // explain adds to an error what the step that failed printed last.
 func (p *progress) explain(err error) error {
 	for _, s := range p.begun {
-		if !s.failed || len(s.said) == 0 {
+		if s.failed == "" || len(s.said) == 0 {
 			continue
 		}
 		lines := strings.Split(strings.TrimRight(string(s.said), "\r\n"), "\n")

@@ -196,7 +196,13 @@ func TestMachinesThatHaveNothingMakeTheSameImageOfTheSameFiles(t *testing.T) {
 	first := m.build(r)
 	later := time.Now().Add(time.Hour)
 	check(t, os.Chtimes(hello, later, later))
-	if second := m.build(r); second.Digest != first.Digest || len(second.Steps.Run) != 1 {
+	// A cache that is away is said, and nothing else.
+	r.Cache = "127.0.0.1:1/omnivision/build-cache:omnivision-worker"
+	second := m.build(r)
+	if second.Digest != first.Digest || len(second.Steps.Run) != 1 {
 		t.Errorf("the same files are %s, then %s by %v", first.Digest, second.Digest, second.Steps)
+	}
+	if said := strings.Join(second.Steps.Failed, "\n"); !strings.Contains(said, "exporting cache to registry: ") || len(first.Steps.Failed) != 0 {
+		t.Errorf("what did not work is %q, and first was %q", said, first.Steps.Failed)
 	}
 }
