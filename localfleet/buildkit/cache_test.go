@@ -165,11 +165,13 @@ func diceImage(t *testing.T) string {
 }
 
 // A step that is run again makes another file, so an image with the same digest holds the
-// file that the first daemon made: the second one found it in the cache of the registry.
+// file that the first daemon made: the second one found it in the cache of the registry. The
+// step sees the context and a cache as those of our images do.
 func TestRegistryCacheSparesAMachineThatHasNothing(t *testing.T) {
 	const base = "docker.io/library/dice:1"
 	m := newMachines(t)
-	r := m.request("FROM --platform=${BUILDPLATFORM} " + base + "@sha256:" + strings.Repeat("0", 64) + " AS made\nRUN [\"/dice\", \"/made\"]\nFROM scratch\nCOPY --from=made /made /made\n")
+	r := m.request("FROM --platform=${BUILDPLATFORM} " + base + "@sha256:" + strings.Repeat("0", 64) + " AS made\n" +
+		"RUN --mount=type=bind,target=/src --mount=type=cache,target=/cache [\"/dice\", \"/made\"]\nFROM scratch\nCOPY --from=made /made /made\n")
 	r.BaseImages = map[string]string{base: diceImage(t)}
 	r.Cache = m.repository.Registry.Name() + "/omnivision/build-cache:omnivision-worker"
 	ran := func(result build.Result) bool { return strings.Contains(strings.Join(result.Steps.Run, "\n"), "RUN ") }
@@ -177,6 +179,8 @@ func TestRegistryCacheSparesAMachineThatHasNothing(t *testing.T) {
 	if !ran(first) || first.Steps.Cached != 0 {
 		t.Errorf("with nothing in the cache: %+v", first.Steps)
 	}
+	later := time.Now().Add(time.Hour)
+	check(t, os.Chtimes(filepath.Join(r.Context, "Dockerfile"), later, later))
 	second := m.build(r)
 	if second.Digest != first.Digest || ran(second) || second.Steps.Cached == 0 {
 		t.Errorf("with the cache of another machine it is %s, not %s: %+v", second.Digest, first.Digest, second.Steps)
