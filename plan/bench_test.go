@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"testing"
@@ -109,6 +110,7 @@ func (r repo) fromDisk() (*plan.Plan, error) {
 // does with the helm binary what helm alone can do of it: render the platform of each
 // cluster at both revisions.
 func BenchmarkPlan(b *testing.B) {
+	defer debug.SetGCPercent(debug.SetGCPercent(plan.GCPercent))
 	for _, clusters := range []int{2, 100} {
 		r := newRepo(b)
 		if clusters > 2 {
