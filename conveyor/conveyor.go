@@ -33,6 +33,8 @@ type Stage struct {
 	// Run does the work and returns its result, which must be the same for the same
 	// work done twice.
 	Run func(ctx context.Context, before Results, report func(detail string)) (result any, err error)
+	// Ahead is what of it can be done before its turn; nil is nothing.
+	Ahead *Ahead
 }
 
 // Results are what the stages before one found.
@@ -62,6 +64,7 @@ type Outcome struct {
 	Entry
 	Kept bool  // from an earlier run, and it still holds
 	Here Spent // on this stage in this run
+	Made any   // what Stage.Run returned, with what of it is no evidence; nil if it did not run
 }
 
 // Spent is how long something took, and for how much of it a tool was waited for: a program
@@ -109,6 +112,8 @@ func (b Belt) Run(ctx context.Context, until string) ([]Outcome, error) {
 		return nil, err
 	}
 	defer unlock()
+	beside := newBeside(ctx)
+	defer beside.end()
 	var (
 		outcomes []Outcome
 		results  = Results{}
@@ -122,6 +127,7 @@ func (b Belt) Run(ctx context.Context, until string) ([]Outcome, error) {
 		outcomes = append(outcomes, outcome)
 		results[stage.Name] = outcome.Result
 		follows = digest(outcome.Result)
+		beside.begin(stages, stage.Name, results)
 	}
 	return outcomes, nil
 }
@@ -201,7 +207,7 @@ func (b Belt) run(ctx context.Context, stage Stage, before Results, follows stri
 		Subject: b.Subject, Stage: stage.Name, Follows: follows, Result: raw,
 		Started: begin.UTC(), Spent: spent(begin, clock),
 	}
-	return Outcome{Entry: entry}, b.Store.Write(entry)
+	return Outcome{Entry: entry, Made: result}, b.Store.Write(entry)
 }
 
 // digest names a result by its content. It is compacted first: the store indents.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -227,11 +228,8 @@ func TestSubjectCannotLeaveTheStore(t *testing.T) {
 
 func TestReleasesOfOneAppOnOneMachineTakeTurns(t *testing.T) {
 	store := Store{t.TempDir()}
-	var (
-		group  sync.WaitGroup
-		inside int
-		most   int
-	)
+	var group sync.WaitGroup
+	var inside, turns atomic.Int64 // a lock on a file means nothing to the race detector
 	for range 4 {
 		group.Go(func() {
 			unlock, err := store.Lock(t.Context(), "worker")
@@ -239,16 +237,18 @@ func TestReleasesOfOneAppOnOneMachineTakeTurns(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			inside++
-			most = max(most, inside)
-			time.Sleep(5 * time.Millisecond)
-			inside--
+			if n := inside.Add(1); n != 1 {
+				t.Errorf("%d releases run at once", n)
+			}
+			turns.Add(1)
+			time.Sleep(5 * time.Millisecond) // long enough for another one to come in
+			inside.Add(-1)
 			unlock()
 		})
 	}
 	group.Wait()
-	if most != 1 {
-		t.Errorf("%d releases ran at once", most)
+	if turns.Load() != 4 {
+		t.Errorf("%d of 4 had their turn", turns.Load())
 	}
 	unlock, err := store.Lock(t.Context(), "worker")
 	if err != nil {
@@ -328,5 +328,60 @@ func TestEvidenceTellsTheToolsTimeFromOurOwn(t *testing.T) {
 	}
 	if none := SpentSince(t.Context(), time.Now()); none.Tools != 0 || len(none.ByTool) != 0 {
 		t.Errorf("without a clock it was %+v", none)
+	}
+}
+
+// A stage that has its turn while the next one's work is done waits for it here, so it would
+// never end if the work were done later.
+func TestWorkAheadIsDoneBesideTheStagesInBetween(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ctx, clock := tooltime.With(ctx)
+	begun, ended := make(chan string, 1), false
+	w := &world{image: "sha256:1"}
+	stages := w.stages()
+	sign := stages[1].Run
+	stages[1].Check, stages[1].Run = nil, func(ctx context.Context, before Results, report func(string)) (any, error) {
+		select {
+		case digest := <-begun:
+			if digest != w.image {
+				t.Errorf("the work was given the image %q", digest)
+			}
+		case <-ctx.Done():
+			t.Error("nothing was done ahead")
+		}
+		return sign(ctx, before, report)
+	}
+	stages[2].Ahead = &Ahead{After: "build", Do: func(ctx context.Context, before Results) {
+		var built result
+		if err := before.Read("build", &built); err != nil || len(before) != 1 {
+			t.Errorf("the work was given %v, %v", before, err)
+		}
+		defer tooltime.Begin(ctx, "git")()
+		begun <- built.Digest
+		<-ctx.Done() // it has no end of its own
+		ended = true
+	}}
+	belt := Belt{Subject: subject, Stages: stages, Store: Store{t.TempDir()}, Watcher: &watcher{}}
+	for range 2 { // what is kept has its result as well
+		if _, err := belt.Run(ctx, ""); err != nil {
+			t.Fatal(err)
+		}
+		if !ended {
+			t.Fatal("the run ended before the work beside it")
+		}
+		ended = false
+	}
+	if spent := clock.Spent(); len(spent.ByTool) != 0 {
+		t.Errorf("what was waited for beside the stages counts: %+v", spent)
+	}
+}
+
+func TestNothingIsDoneAheadOfAStageThatDoesNotCome(t *testing.T) {
+	w, did := &world{image: "sha256:1"}, false
+	stages := w.stages()
+	stages[2].Ahead = &Ahead{After: "build", Do: func(context.Context, Results) { did = true }}
+	if _, err := (Belt{Subject: subject, Stages: stages, Store: Store{t.TempDir()}, Watcher: &watcher{}}).Run(t.Context(), "sign"); err != nil || did {
+		t.Errorf("done ahead: %t, %v", did, err)
 	}
 }

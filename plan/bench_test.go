@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"testing"
@@ -26,12 +27,16 @@ func (r repo) grow(clusters int) {
 	head, rest, _ := strings.Cut(fleetFile, "  - name: cluster-aws\n")
 	_, tail, _ := strings.Cut(rest, "\n# apps/")
 	one, _, _ := strings.Cut(rest, "\n  - name: cluster-gcp\n")
+	files, err := os.ReadDir(filepath.Join(r.dir, "infrastructure/cluster-aws"))
+	if err != nil {
+		r.Fatal(err)
+	}
 	var all strings.Builder
 	for i := range clusters {
 		name := fmt.Sprintf("cluster-%03d", i)
 		fmt.Fprintf(&all, "  - name: %s\n%s\n", name, one)
-		for _, file := range []string{"argo-app.yaml", "kustomization.yaml", "platform.yaml", "values-overrides.yaml"} {
-			r.write("infrastructure/"+name+"/"+file, strings.ReplaceAll(r.read("infrastructure/cluster-aws/"+file), "cluster-aws", name))
+		for _, file := range files {
+			r.write("infrastructure/"+name+"/"+file.Name(), strings.ReplaceAll(r.read("infrastructure/cluster-aws/"+file.Name()), "cluster-aws", name))
 		}
 		for _, app := range []string{"omnivision-worker", "omnivision-ui"} {
 			r.write("apps/"+app+"/"+name+".yaml", r.read("apps/"+app+"/cluster-aws.yaml"))
@@ -60,6 +65,25 @@ func (r repo) everywhere() {
 	r.replace("apps/omnivision-worker/values.yaml", "image: omnivision-worker", "image: omnivision-worker\n  minReadySeconds: 77")
 }
 
+// The benchmark plans such a fleet, and no other test does.
+func TestAFleetThatGrewIsPlanned(t *testing.T) {
+	r := newRepo(t)
+	r.grow(3)
+	r.everywhere()
+	p, err := r.fromDisk()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Clusters) != 3 || len(p.Failures()) != 0 {
+		t.Fatalf("3 clusters:\n%s", said(p))
+	}
+	for _, c := range p.Clusters {
+		if c.Status != plan.Changed || len(c.Applications) != 1 {
+			t.Errorf("%s is %s: %+v", c.Name, c.Status, c.Applications)
+		}
+	}
+}
+
 // fromDisk plans as the command does: everything is read anew.
 func (r repo) fromDisk() (*plan.Plan, error) {
 	ctx := r.Context()
@@ -86,6 +110,7 @@ func (r repo) fromDisk() (*plan.Plan, error) {
 // does with the helm binary what helm alone can do of it: render the platform of each
 // cluster at both revisions.
 func BenchmarkPlan(b *testing.B) {
+	defer debug.SetGCPercent(debug.SetGCPercent(plan.GCPercent))
 	for _, clusters := range []int{2, 100} {
 		r := newRepo(b)
 		if clusters > 2 {

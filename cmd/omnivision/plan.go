@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -62,6 +63,9 @@ head, and with --exit-code with 4 if a cluster changes.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeoutCause(cmd.Context(), flags.timeout, fmt.Errorf("planning took longer than %s: allow more with --timeout", flags.timeout))
 			defer cancel()
+			if os.Getenv("GOGC") == "" {
+				defer debug.SetGCPercent(debug.SetGCPercent(plan.GCPercent))
+			}
 			p, err := flags.compare(ctx)
 			if err != nil && ctx.Err() != nil {
 				err = context.Cause(ctx)

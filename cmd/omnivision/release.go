@@ -37,6 +37,9 @@ const forgeTokenVariable = "OMNIVISION_FORGE_TOKEN"
 // baseImagesVariable is --base-image for a machine whose every release needs it.
 const baseImagesVariable = "OMNIVISION_BASE_IMAGES"
 
+// buildCacheVariable is --build-cache for a machine whose daemon has nothing yet.
+const buildCacheVariable = "OMNIVISION_BUILD_CACHE"
+
 type releaseFlags struct {
 	app, dir, tree, evidence, output string
 	wave                             int
@@ -137,7 +140,7 @@ func (f *releaseFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.again, "again", false, "propose what was taken out of Git, or whose pull request was closed")
 	flags.BoolVar(&f.ifChanged, "if-changed", false, "do nothing unless a file of the app differs from what a cluster of the wave runs")
 	flags.StringVar(&f.buildkit, "buildkit", cmp.Or(os.Getenv("BUILDKIT_HOST"), "unix:///run/buildkit/buildkitd.sock"), "address of the BuildKit daemon")
-	flags.StringVar(&f.cache, "build-cache", "", "image reference that keeps layers between builds on fresh machines")
+	flags.StringVar(&f.cache, "build-cache", os.Getenv(buildCacheVariable), "image that keeps layers between builds on fresh machines; who may write it decides what is built ("+buildCacheVariable+")")
 	flags.StringToStringVar(&f.versionCommits, "version-commit", nil, "VERSION=COMMIT, for --if-changed: the commit of a version that counts no commits")
 	flags.StringToStringVar(&f.baseImages, "base-image", nil, "IMAGE=DIR or IMAGE=docker-image://OTHER: an OCI layout or an image in place of a base image, its digest apart, that cannot be pulled ("+baseImagesVariable+", separated by blanks)")
 	flags.StringSliceVar(&f.platforms, "platform", nil, "platforms of the image (default: those of conveyor/apps.yaml)")
@@ -406,6 +409,7 @@ type shownStage struct {
 	Stage string `json:"stage"`
 	Kept  bool   `json:"kept"`
 	shownTime
+	Steps  *build.Steps    `json:"steps,omitempty"` // of a build that was run here
 	Result json.RawMessage `json:"result"`
 }
 
@@ -448,7 +452,7 @@ func (b beltRun) show(ctx context.Context, out io.Writer, subject conveyor.Subje
 			Stages []shownStage `json:"stages"`
 		}{Subject: subject, shownTime: all}
 		for _, o := range outcomes {
-			shown.Stages = append(shown.Stages, shownStage{o.Stage, o.Kept, showTime(o.Here), o.Result})
+			shown.Stages = append(shown.Stages, shownStage{o.Stage, o.Kept, showTime(o.Here), steps(o), o.Result})
 		}
 		return printJSON(out, shown)
 	}
@@ -472,13 +476,26 @@ func (b beltRun) show(ctx context.Context, out io.Writer, subject conveyor.Subje
 	return err
 }
 
+// steps are those of a build in this run, nil where nothing was built.
+func steps(o conveyor.Outcome) *build.Steps {
+	made, ok := o.Made.(release.Built)
+	if !ok || made.Steps.Cached+len(made.Steps.Run) == 0 {
+		return nil
+	}
+	return &made.Steps
+}
+
 // inOneLine says what a stage found.
 func inOneLine(o conveyor.Outcome) (string, error) {
 	switch o.Stage {
 	case release.Build:
 		var result build.Result
 		err := json.Unmarshal(o.Result, &result)
-		return fmt.Sprintf("%s in %s", result.Digest, strings.Join(result.Repositories, ", ")), err
+		line := fmt.Sprintf("%s in %s", result.Digest, strings.Join(result.Repositories, ", "))
+		if steps := steps(o); steps != nil {
+			line += "; " + steps.String()
+		}
+		return line, err
 	case release.Scan:
 		var result scan.Result
 		err := json.Unmarshal(o.Result, &result)

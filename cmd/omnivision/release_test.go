@@ -8,7 +8,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/omnivision/omnivision/conveyor"
+	"github.com/omnivision/omnivision/conveyor/build"
+	"github.com/omnivision/omnivision/conveyor/release"
 )
 
 // sourceCheckout is a repository with what a release reads of its source, and one commit.
@@ -62,6 +66,37 @@ func TestBaseImagesOfTheMachineAreOverriddenByTheFlag(t *testing.T) {
 	t.Setenv(baseImagesVariable, "a:1")
 	if _, err := f.bases(); err == nil || !strings.Contains(err.Error(), baseImagesVariable+` has "a:1"`) {
 		t.Errorf("of a name alone: %v", err)
+	}
+}
+
+func TestBuildCacheIsTheMachinesUnlessTheFlagSaysOtherwise(t *testing.T) {
+	t.Setenv(buildCacheVariable, "ghcr.io/omnivision/build-cache:omnivision-worker")
+	for want, args := range map[string][]string{
+		"ghcr.io/omnivision/build-cache:omnivision-worker": nil,
+		"example.com/cache:1":                              {"--build-cache", "example.com/cache:1"},
+		"":                                                 {"--build-cache="},
+	} {
+		var f releaseFlags
+		cmd := &cobra.Command{}
+		f.add(cmd)
+		must(t, cmd.ParseFlags(args))
+		if f.cache != want {
+			t.Errorf("with %v the cache is %q, want %q", args, f.cache, want)
+		}
+	}
+}
+
+func TestStepsOfABuildAreShownWhereOneWasRun(t *testing.T) {
+	raw := json.RawMessage(`{"digest":"sha256:1","repositories":["a","b"]}`)
+	made := release.Built{Result: build.Result{Steps: build.Steps{Cached: 2, Run: []string{"[build 3/3] RUN go build"}}}}
+	for want, o := range map[string]conveyor.Outcome{
+		"sha256:1 in a, b; 2 of 3 steps from the cache": {Made: made},
+		"sha256:1 in a, b": {Kept: true},
+	} {
+		o.Entry = conveyor.Entry{Stage: release.Build, Result: raw}
+		if got, err := inOneLine(o); err != nil || got != want {
+			t.Errorf("shown is %q, %v, want %q", got, err, want)
+		}
 	}
 }
 

@@ -43,6 +43,8 @@ type verified struct {
 	// Missing are the kinds of statement that nobody trusted made.
 	Missing []string `json:"missing,omitempty"`
 	verify.Summary
+	// Findings are those of the last scan; nil: there is none.
+	Findings scan.Counts `json:"findings,omitzero"`
 	// Refused says why each statement that is there is not believed.
 	Refused []string `json:"refused,omitempty"`
 	// Platforms are the images of an index.
@@ -58,8 +60,8 @@ func newVerifyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify IMAGE",
 		Short: "Say what signed an image, built from what, and what its scan found",
-		Long: `Say what signed an image, when, built from which commit, with which scan and
-SBOM. Only statements count that are signed by the identity or key that is
+		Long: `Say what signed an image, when, built from which commit, with which SBOM, and
+what its scan found. Only statements count that are signed by the identity or key that is
 named, about exactly this digest and this repository; of every other one it is
 said why it does not count. A tag is resolved first.
 
@@ -253,6 +255,9 @@ func ask(ctx context.Context, policy verify.Policy, digest name.Digest, needed [
 	for _, why := range refused {
 		found.Refused = append(found.Refused, why.Error())
 	}
+	if err := found.addFindings(believed); err != nil {
+		found.Refused = append(found.Refused, err.Error())
+	}
 	for _, k := range needed {
 		if !slices.ContainsFunc(believed, func(s verify.Statement) bool { return s.PredicateType == k.predicate }) {
 			found.Missing = append(found.Missing, k.name)
@@ -260,6 +265,20 @@ func ask(ctx context.Context, policy verify.Policy, digest name.Digest, needed [
 	}
 	found.Trusted = len(found.Missing) == 0
 	return found, nil
+}
+
+// addFindings says what the scan found that counts.
+func (v *verified) addFindings(believed []verify.Statement) error {
+	last, there, err := verify.FindLastScan(believed)
+	if err != nil || !there {
+		return err
+	}
+	report, err := scan.Parse(last.Result)
+	if err != nil {
+		return fmt.Errorf("what its scan found cannot be told: %w", err)
+	}
+	v.Findings = report.Counts()
+	return nil
 }
 
 // kind is a kind of statement, with its name for people.
@@ -350,6 +369,9 @@ func (v verified) print(out io.Writer) error {
 	line("job", v.Invocation)
 	if v.Scanner != "" {
 		line("scan", v.Scanner+", database of "+moment(v.Database, "unknown age"))
+		if v.Findings != nil {
+			line("found", v.Findings.String())
+		}
 	}
 	if v.Components >= 0 {
 		line("SBOM", fmt.Sprintf("%d components", v.Components))

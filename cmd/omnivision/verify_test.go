@@ -21,8 +21,10 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/spf13/cobra"
 
+	"github.com/omnivision/omnivision/conveyor/scan"
 	"github.com/omnivision/omnivision/conveyor/sign"
 	"github.com/omnivision/omnivision/conveyor/sign/signtest"
+	"github.com/omnivision/omnivision/conveyor/verify"
 )
 
 func must(t *testing.T, err error) {
@@ -66,7 +68,7 @@ func signedImage(t *testing.T, key string) name.Repository {
 	for _, m := range manifest.Manifests {
 		request.Platforms = append(request.Platforms, sign.Platform{
 			Platform: "linux/amd64", Digest: m.Digest.String(), SBOM: json.RawMessage(`{"bomFormat":"CycloneDX","components":[{},{}]}`),
-			Scan: sign.ScanResult{Scanner: "trivy 0.68.0", DatabaseVersion: "2", DatabaseUpdated: begin, Scanned: begin, Result: json.RawMessage(`{"SchemaVersion":2}`)},
+			Scan: sign.ScanResult{Scanner: "trivy 0.68.0", DatabaseVersion: "2", DatabaseUpdated: begin, Scanned: begin, Result: json.RawMessage(`{"SchemaVersion":2,"Results":[{"Target":"worker","Vulnerabilities":[{"VulnerabilityID":"CVE-2026-1","PkgName":"x","Severity":"LOW"}]}]}`)},
 		})
 	}
 	raw, err := os.ReadFile(key)
@@ -107,7 +109,7 @@ func TestVerifySaysWhatIsKnownOfASignedImage(t *testing.T) {
 	if code != 0 {
 		t.Fatalf("exit code %d: %v\n%s", code, err, out)
 	}
-	for _, want := range []string{"signed by", "key sha256:", "no witness", "0.1.0-57", strings.Repeat("ab", 20), "trivy", "2 components"} {
+	for _, want := range []string{"signed by", "key sha256:", "no witness", "0.1.0-57", strings.Repeat("ab", 20), "trivy", "0 critical, 0 high, 0 medium, 1 low", "2 components"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the output lacks %q:\n%s", want, out)
 		}
@@ -116,8 +118,24 @@ func TestVerifySaysWhatIsKnownOfASignedImage(t *testing.T) {
 	must(t, err)
 	var answer verified
 	must(t, json.Unmarshal([]byte(out), &answer))
-	if !answer.Trusted || answer.Version != "0.1.0-57" || len(answer.Platforms) == 0 || !answer.Platforms[0].Trusted {
+	if !answer.Trusted || answer.Version != "0.1.0-57" || len(answer.Platforms) == 0 || !answer.Platforms[0].Trusted || answer.Findings != nil || answer.Platforms[0].Findings[scan.Low] != 1 {
 		t.Errorf("as JSON it is %+v", answer)
+	}
+}
+
+// A scan that is not understood is not a clean one.
+func TestVerifySaysThatAScanCannotBeRead(t *testing.T) {
+	predicate := json.RawMessage(`{"scanner":{"result":{"SchemaVersion":3}}}`)
+	found := verified{}
+	err := found.addFindings([]verify.Statement{{PredicateType: verify.Scan, Predicate: predicate}})
+	if err == nil || !strings.Contains(err.Error(), "what its scan found cannot be told") || found.Findings != nil {
+		t.Errorf("found %v, %v", found.Findings, err)
+	}
+	// One that found nothing is told from one that is not there.
+	err = found.addFindings([]verify.Statement{{PredicateType: verify.Scan, Predicate: json.RawMessage(`{"scanner":{"result":{"SchemaVersion":2}}}`)}})
+	must(t, err)
+	if shown, err := json.Marshal(found); err != nil || !strings.Contains(string(shown), `"findings":{}`) {
+		t.Errorf("a clean scan is %s, %v", shown, err)
 	}
 }
 

@@ -49,7 +49,7 @@ type Request struct {
 	BaseImages map[string]string
 	// Repositories get the image, the first one from the daemon.
 	Repositories []name.Repository
-	// Cache is where layers are kept between builds on fresh machines; empty keeps none.
+	// Cache is an image that keeps layers between builds on fresh machines; empty keeps none.
 	Cache string
 }
 
@@ -59,6 +59,9 @@ type Result struct {
 	Tag          string     `json:"tag"`
 	Repositories []string   `json:"repositories"`
 	Platforms    []Platform `json:"platforms"`
+
+	// Steps are how this build came to it. They are no part of what was built.
+	Steps Steps `json:"-"`
 }
 
 // Platform is one image of the index.
@@ -84,7 +87,7 @@ func (b Builder) Build(ctx context.Context, r Request, report func(string)) (Res
 	if err := r.check(); err != nil {
 		return Result{}, err
 	}
-	digest, err := b.solve(ctx, r, report)
+	digest, steps, err := b.solve(ctx, r, report)
 	if err != nil {
 		return Result{}, fmt.Errorf("building %s from %s: %w", r.Dockerfile, r.Commit, err)
 	}
@@ -108,7 +111,7 @@ func (b Builder) Build(ctx context.Context, r Request, report func(string)) (Res
 			return Result{}, fmt.Errorf("copying %s to %s: %w", digest, repository, err)
 		}
 	}
-	result := Result{Digest: digest, Tag: r.Version, Platforms: platforms}
+	result := Result{Digest: digest, Tag: r.Version, Platforms: platforms, Steps: steps}
 	for _, repository := range r.Repositories {
 		if err := remote.Tag(repository.Tag(r.Version), index, b.with(ctx)...); err != nil {
 			return Result{}, fmt.Errorf("naming %s: %w", repository.Tag(r.Version), err)

@@ -27,19 +27,19 @@ type Credentials interface {
 }
 
 // solve has the daemon build and push, and returns the digest of the index.
-func (b Builder) solve(ctx context.Context, r Request, report func(string)) (string, error) {
+func (b Builder) solve(ctx context.Context, r Request, report func(string)) (string, Steps, error) {
 	options, err := b.options(r)
 	if err != nil {
-		return "", err
+		return "", Steps{}, err
 	}
 	defer tooltime.Begin(ctx, "BuildKit")()
 	c, err := client.New(ctx, b.Address)
 	if err != nil {
-		return "", fmt.Errorf("connecting to BuildKit at %s: %w", b.Address, err)
+		return "", Steps{}, fmt.Errorf("connecting to BuildKit at %s: %w", b.Address, err)
 	}
 	defer c.Close() //nolint:errcheck // all is answered by then
 	if _, err := c.Info(ctx); err != nil {
-		return "", fmt.Errorf("asking BuildKit at %s: %w; start buildkitd, or name its socket", b.Address, err)
+		return "", Steps{}, fmt.Errorf("asking BuildKit at %s: %w; start buildkitd, or name its socket", b.Address, err)
 	}
 	var response *client.SolveResponse
 	status := make(chan *client.SolveStatus)
@@ -48,31 +48,19 @@ func (b Builder) solve(ctx context.Context, r Request, report func(string)) (str
 		response, err = c.Solve(groupCtx, nil, options, status)
 		return err
 	})
+	seen := progress{report: report}
 	group.Go(func() error {
-		follow(status, report)
+		seen.follow(status)
 		return nil
 	})
 	if err := group.Wait(); err != nil {
-		return "", err
+		return "", Steps{}, seen.explain(err)
 	}
 	digest := response.ExporterResponse["containerimage.digest"]
 	if _, err := name.NewDigest(r.Repositories[0].String() + "@" + digest); err != nil {
-		return "", fmt.Errorf("BuildKit answered no digest but %q: %w", digest, err)
+		return "", Steps{}, fmt.Errorf("BuildKit answered no digest but %q: %w", digest, err)
 	}
-	return digest, nil
-}
-
-// follow reports each step of the Dockerfile as it begins.
-func follow(status <-chan *client.SolveStatus, report func(string)) {
-	seen := map[string]bool{}
-	for s := range status {
-		for _, v := range s.Vertexes {
-			if v.Started != nil && !seen[v.Digest.String()] {
-				seen[v.Digest.String()] = true
-				report(v.Name)
-			}
-		}
-	}
+	return digest, seen.steps(), nil
 }
 
 func (b Builder) options(r Request) (client.SolveOpt, error) {

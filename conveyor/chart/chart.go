@@ -12,11 +12,12 @@ package chart
 import (
 	"archive/tar"
 	"bytes"
-	"compress/gzip"
+	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"hash/crc32"
 	"maps"
+	"math"
 	"path"
 	"slices"
 	"strings"
@@ -70,7 +71,7 @@ func Pack(dir string) (*Packed, error) {
 }
 
 // archive holds the files as they are, in order, with plain modes and the time zero. It
-// is not compressed, although it is gzip: what a compressor writes may change with its
+// is not compressed, although it is gzip: what a compressor writes changes with its
 // version, and a chart is small.
 func archive(chart *helmchart.Chart) ([]byte, error) {
 	files := slices.Clone(chart.Raw)
@@ -78,11 +79,7 @@ func archive(chart *helmchart.Chart) ([]byte, error) {
 	// Helm wants to meet Chart.yaml first.
 	slices.SortStableFunc(files, func(a, b *common.File) int { return rank(a.Name) - rank(b.Name) })
 	var out bytes.Buffer
-	zip, err := gzip.NewWriterLevel(&out, gzip.NoCompression)
-	if err != nil {
-		return nil, err
-	}
-	tape := tar.NewWriter(zip)
+	tape := tar.NewWriter(&out)
 	for _, f := range files {
 		header := tar.Header{
 			Typeflag: tar.TypeReg, Name: path.Join(chart.Name(), f.Name), Mode: 0o644, Size: int64(len(f.Data)),
@@ -95,8 +92,30 @@ func archive(chart *helmchart.Chart) ([]byte, error) {
 			return nil, err
 		}
 	}
-	err = errors.Join(tape.Close(), zip.Close())
-	return out.Bytes(), err
+	err := tape.Close()
+	return stored(out.Bytes()), err
+}
+
+// stored is gzip (RFC 1952) around blocks without compression (RFC 1951, 3.2.4). Go's own
+// writer cuts even those differently from version to version.
+func stored(content []byte) []byte {
+	out := []byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff} // no name, no time, no system
+	for rest, last := content, false; !last; {
+		block := rest[:min(len(rest), math.MaxUint16)]
+		rest = rest[len(block):]
+		last = len(rest) == 0
+		head := byte(0)
+		if last {
+			head = 1
+		}
+		size := uint16(len(block)) //nolint:gosec // it is at most that large
+		out = append(out, head)
+		out = binary.LittleEndian.AppendUint16(out, size)
+		out = binary.LittleEndian.AppendUint16(out, ^size)
+		out = append(out, block...)
+	}
+	out = binary.LittleEndian.AppendUint32(out, crc32.ChecksumIEEE(content))
+	return binary.LittleEndian.AppendUint32(out, uint32(len(content))) //nolint:gosec // modulo 2^32, as the RFC says
 }
 
 func rank(name string) int {

@@ -2,9 +2,11 @@ package chart
 
 import (
 	"bytes"
+	"compress/gzip"
 	"errors"
 	"io"
 	"log"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -101,6 +103,20 @@ func TestSameFilesAreTheSameDigestWhereverTheyAre(t *testing.T) {
 	}
 }
 
+func TestStoredIsGzip(t *testing.T) {
+	for _, size := range []int{0, 1, math.MaxUint16, math.MaxUint16 + 1, 5*math.MaxUint16 + 7} {
+		content := bytes.Repeat([]byte("chart"), size/5+1)[:size]
+		archive := stored(content)
+		r, err := gzip.NewReader(bytes.NewReader(archive))
+		check(t, err)
+		got, err := io.ReadAll(r) // compares size and sum
+		check(t, err)
+		if !bytes.Equal(got, content) || len(archive) > size+size/math.MaxUint16*5+10+5+8 {
+			t.Errorf("%d bytes become %d, and %d again", size, len(archive), len(got))
+		}
+	}
+}
+
 // What decides the digest is written down: it must not change with a version of Go or of
 // a library, or the same version would be another chart.
 func TestDigestStaysWhatItWas(t *testing.T) {
@@ -113,7 +129,7 @@ func TestDigestStaysWhatItWas(t *testing.T) {
 		check(t, os.WriteFile(filepath.Join(dir, file), []byte(content), 0o600))
 	}
 	p := pack(t, dir)
-	if want := "sha256:7469c04fd88f357ba466c4d1a40a6d1ba8e68245e05d034c279ae505f01c0464"; p.Digest != want {
+	if want := "sha256:c32eca2525a061cd6c75454a4ea1d39612a28cc34889be9ab2c4aea01bab8aef"; p.Digest != want {
 		t.Errorf("the digest is %s, and was %s", p.Digest, want)
 	}
 	if p.Tag() != "1.2.3_build" {

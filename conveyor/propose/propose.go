@@ -154,6 +154,27 @@ func (p *Proposer) propose(ctx context.Context, r Request) (Result, error) {
 	}
 }
 
+// Preview is the change that a request makes to the base as it is now. It changes nothing,
+// reports nothing, and asks the forge for nothing but the base: Propose looks for itself.
+func (p *Proposer) Preview(ctx context.Context, r Request) (Change, error) {
+	ctx, cancel := p.limit(ctx)
+	defer cancel()
+	repo, err := p.Remote.open(ctx)
+	if err != nil {
+		return Change{}, err
+	}
+	defer repo.close() //nolint:errcheck // below the system's temporary directory
+	v := &view{}
+	silent := Proposer{Base: p.Base}
+	if err := silent.find(ctx, repo, v, r); err != nil {
+		return Change{}, err
+	}
+	if err := v.read(repo.tree(ctx, v.base), r.Release); err != nil {
+		return Change{}, err
+	}
+	return p.change(ctx, repo, v, r)
+}
+
 // errMoved says that somebody else changed what this attempt was made for.
 var errMoved = errors.New("it moved meanwhile")
 
@@ -209,13 +230,10 @@ func (p *Proposer) look(ctx context.Context, repo *repository, r Request) (*view
 		return nil, err
 	}
 	tree := repo.tree(ctx, v.base)
+	if err := v.read(tree, r.Release); err != nil {
+		return nil, err
+	}
 	var err error
-	if v.released, err = releases(tree, v.target); err != nil {
-		return nil, err
-	}
-	if v.files, err = edited(tree, v.target, r.Release); err != nil {
-		return nil, err
-	}
 	if v.condemned, err = fleet.ReadQuarantine(tree); err != nil {
 		return nil, err
 	}
@@ -226,6 +244,15 @@ func (p *Proposer) look(ctx context.Context, repo *repository, r Request) (*view
 	}
 	v.latest, err = p.latest(ctx, v.branch)
 	return v, err
+}
+
+// read reads what the base has where the release goes, and what becomes of it.
+func (v *view) read(base fs.FS, release fleet.Release) (err error) {
+	if v.released, err = releases(base, v.target); err != nil {
+		return err
+	}
+	v.files, err = edited(base, v.target, release)
+	return err
 }
 
 // find looks where the release goes. Which branch that is follows from the base, so the base
@@ -418,18 +445,23 @@ func (p *Proposer) push(ctx context.Context, repo *repository, v *view, r Reques
 	return commit, p.ask(ctx, "push", func() error { return repo.push(ctx, v.branch, v.head, commit) })
 }
 
-// describe asks for the text, with the trees of just the change that will be committed.
+// describe asks for the text.
 func (p *Proposer) describe(ctx context.Context, repo *repository, v *view, r Request) (Text, error) {
 	if r.Describe == nil {
 		return r.Text, nil
 	}
-	change := Change{Released: v.released}
-	var err error
-	// A branch is named as a clone knows it, so that a command with its name works.
-	if change.Base, change.Head, err = repo.trees(ctx, v, r, p.Base, "origin/"+v.branch); err != nil {
+	change, err := p.change(ctx, repo, v, r)
+	if err != nil {
 		return Text{}, err
 	}
 	return r.Describe(ctx, change)
+}
+
+// change has the trees of just the change that will be committed.
+func (p *Proposer) change(ctx context.Context, repo *repository, v *view, r Request) (Change, error) {
+	// A branch is named as a clone knows it, so that a command with its name works.
+	base, head, err := repo.trees(ctx, v, r, p.Base, "origin/"+v.branch)
+	return Change{Released: v.released, Base: base, Head: head}, err
 }
 
 // show makes the forge have one open pull request that says what the branch holds.

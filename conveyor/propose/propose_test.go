@@ -598,6 +598,42 @@ func TestDescriptionSeesTheChangeThatIsCommitted(t *testing.T) {
 	}
 }
 
+func TestPreviewIsTheChangeThatWillBeDescribed(t *testing.T) {
+	w := newWorld(t)
+	for name, r := range map[string]Request{
+		"an app":                         request(57),
+		"an app whose wave is looked up": {App: app, Release: request(57).Release, Time: request(57).Time},
+		"a component":                    {App: "omnivision-gate", Release: request(57).Release, Time: request(57).Time},
+	} {
+		before := w.git(t, w.bare, "for-each-ref")
+		p := w.proposer()
+		p.Report = func(detail string) { t.Errorf("%s: it reports %s", name, detail) }
+		preview, err := p.Preview(t.Context(), r)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if after := w.git(t, w.bare, "for-each-ref"); after != before || w.forge.writes != 0 {
+			t.Errorf("%s: it made\n%s\nof\n%s", name, after, before)
+		}
+		described := false
+		r.Describe = func(_ context.Context, c Change) (Text, error) {
+			described = true
+			if len(revision.Changed(c.Base, preview.Base)) != 0 || len(revision.Changed(c.Head, preview.Head)) != 0 || c.Base.Name != preview.Base.Name || c.Head.Name != preview.Head.Name {
+				t.Errorf("%s: previewed is a change of %v, described one of %v", name, revision.Changed(preview.Base, preview.Head), revision.Changed(c.Base, c.Head))
+			}
+			return Text{}, errors.New("that is all")
+		}
+		if _, err := w.proposer().Propose(t.Context(), r); err == nil || !described {
+			t.Errorf("%s: nothing was described: %v", name, err)
+		}
+	}
+	gone := w.proposer()
+	gone.Remote.URL = filepath.Join(t.TempDir(), "none")
+	if _, err := gone.Preview(t.Context(), request(57)); err == nil {
+		t.Error("a repository that is not there has a preview")
+	}
+}
+
 func TestNothingIsPushedThatCannotBeDescribed(t *testing.T) {
 	w := newWorld(t)
 	r := request(57)
@@ -616,6 +652,9 @@ func TestScratchIsRemoved(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("TMPDIR", dir)
 	w.propose(t, request(57))
+	if _, err := w.proposer().Preview(t.Context(), request(58)); err != nil {
+		t.Fatal(err)
+	}
 	if left, err := filepath.Glob(filepath.Join(dir, "omnivision-propose-*")); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}

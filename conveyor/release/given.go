@@ -26,7 +26,7 @@ func (r Release) GivenBelt(image build.Result, subject conveyor.Subject, store c
 					return r.checkGiven(ctx, image, raw)
 				},
 				Run: func(ctx context.Context, _ conveyor.Results, _ func(string)) (any, error) {
-					return built{Result: image, Invocation: r.Invocation}, r.there(ctx, image)
+					return Built{Result: image, Invocation: r.Invocation}, r.there(ctx, image)
 				},
 			},
 			{Name: Scan, Check: r.checkScan, Run: r.scan},
@@ -37,7 +37,7 @@ func (r Release) GivenBelt(image build.Result, subject conveyor.Subject, store c
 
 // checkGiven reports whether the image is another than the one of an earlier run, or gone.
 func (r Release) checkGiven(ctx context.Context, image build.Result, raw json.RawMessage) error {
-	var have built
+	var have Built
 	if err := json.Unmarshal(raw, &have); err != nil {
 		return err
 	}

@@ -15,9 +15,12 @@ import (
 // plan says as Markdown what a change does to each cluster. The same change is the same
 // text, whenever it is planned: a release that is run again must propose nothing new.
 func (r Release) plan(ctx context.Context, change propose.Change, tell func(string)) (string, error) {
-	compared, err := plan.Compare(ctx, change.Base, change.Head, plan.Options{Charts: toldApart{r.Charts, tell}})
-	if err != nil {
-		return "", err
+	compared := r.forecast.of(change)
+	if compared == nil {
+		var err error
+		if compared, err = plan.Compare(ctx, change.Base, change.Head, plan.Options{Charts: toldApart{r.Charts, tell}}); err != nil {
+			return "", err
+		}
 	}
 	if err := rendered(compared); err != nil {
 		return "", err

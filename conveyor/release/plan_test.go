@@ -26,11 +26,11 @@ const released = "apps/omnivision-worker/cluster-aws.yaml"
 
 // gitops is the project's own GitOps tree as a repository.
 type gitops struct {
-	t   *testing.T
+	t   testing.TB
 	dir string
 }
 
-func newGitops(t *testing.T) gitops {
+func newGitops(t testing.TB) gitops {
 	t.Helper()
 	g := gitops{t: t, dir: t.TempDir()}
 	check(t, os.CopyFS(g.dir, os.DirFS("../../omnivision-gitops")))

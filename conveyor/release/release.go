@@ -63,6 +63,8 @@ type Release struct {
 	Policy func(verify.Identity) verify.Policy
 	// Charts are where the clusters' charts come from, to plan with; nil plans nothing.
 	Charts plan.ChartSource
+
+	forecast *forecast // of this run
 }
 
 // Builder builds images and knows whether one is still there.
@@ -80,6 +82,8 @@ type Scanner interface {
 // Proposer brings a release into Git.
 type Proposer interface {
 	Propose(ctx context.Context, r propose.Request) (propose.Result, error)
+	// Preview is what Propose would change now. It changes nothing.
+	Preview(ctx context.Context, r propose.Request) (propose.Change, error)
 }
 
 // Belt is the release as stages. A working tree with changes is refused: what is
@@ -88,6 +92,11 @@ func (r Release) Belt(store conveyor.Store, watcher conveyor.Watcher) (conveyor.
 	if r.Revision.Dirty {
 		return conveyor.Belt{}, fmt.Errorf("the checkout in %s has changes that no commit has: commit or stash them", r.Dir)
 	}
+	var ahead *conveyor.Ahead
+	if r.Charts != nil {
+		r.forecast = &forecast{}
+		ahead = &conveyor.Ahead{After: Build, Do: r.ahead}
+	}
 	return conveyor.Belt{
 		Subject: conveyor.Subject{App: r.App, Commit: r.Revision.Commit, Version: r.Revision.Version},
 		Store:   store, Watcher: watcher,
@@ -95,13 +104,13 @@ func (r Release) Belt(store conveyor.Store, watcher conveyor.Watcher) (conveyor.
 			{Name: Build, Check: r.checkBuild, Run: r.build},
 			{Name: Scan, Check: r.checkScan, Run: r.scan},
 			{Name: Sign, Check: r.checkSign, Run: r.sign},
-			{Name: Propose, Run: r.propose},
+			{Name: Propose, Run: r.propose, Ahead: ahead},
 		},
 	}, nil
 }
 
-// built is the evidence of the first stage.
-type built struct {
+// Built is what became of the first stage.
+type Built struct {
 	build.Result
 	Invocation string `json:"invocation,omitempty"`
 }
@@ -127,11 +136,11 @@ func (r Release) build(ctx context.Context, _ conveyor.Results, report func(stri
 		Commit: r.Revision.Commit, Version: r.Revision.Version, Time: r.Revision.Time,
 		Platforms: r.Platforms, Args: r.Args, BaseImages: r.BaseImages, Repositories: r.Repositories, Cache: r.Cache,
 	}, report)
-	return built{Result: result, Invocation: r.Invocation}, err
+	return Built{Result: result, Invocation: r.Invocation}, err
 }
 
 func (r Release) checkBuild(ctx context.Context, _ conveyor.Results, raw json.RawMessage) error {
-	var have built
+	var have Built
 	if err := json.Unmarshal(raw, &have); err != nil {
 		return err
 	}
@@ -139,7 +148,7 @@ func (r Release) checkBuild(ctx context.Context, _ conveyor.Results, raw json.Ra
 }
 
 func (r Release) scan(ctx context.Context, before conveyor.Results, report func(string)) (any, error) {
-	var image built
+	var image Built
 	if err := before.Read(Build, &image); err != nil {
 		return nil, err
 	}
@@ -184,7 +193,7 @@ func (r Release) checkSign(ctx context.Context, before conveyor.Results, raw jso
 
 // signing is what there is to sign, from what was built and scanned.
 func (r Release) signing(before conveyor.Results) (sign.Request, error) {
-	var image built
+	var image Built
 	if err := before.Read(Build, &image); err != nil {
 		return sign.Request{}, err
 	}
@@ -209,8 +218,8 @@ func (r Release) signing(before conveyor.Results) (sign.Request, error) {
 }
 
 func (r Release) propose(ctx context.Context, before conveyor.Results, report func(string)) (any, error) {
-	var image built
-	if err := before.Read(Build, &image); err != nil {
+	request, err := r.proposal(before)
+	if err != nil {
 		return nil, err
 	}
 	facts, err := facts(before)
@@ -218,13 +227,20 @@ func (r Release) propose(ctx context.Context, before conveyor.Results, report fu
 		return nil, err
 	}
 	facts = append([]propose.Fact{{Name: propose.SourceFact, Value: r.Revision.Commit}}, facts...)
+	request.Describe = func(ctx context.Context, change propose.Change) (propose.Text, error) {
+		return r.describe(ctx, facts, change, report)
+	}
+	return r.Proposer.Propose(ctx, request)
+}
+
+// proposal is what is proposed of the image that was built, without the text.
+func (r Release) proposal(before conveyor.Results) (propose.Request, error) {
+	var image Built
+	if err := before.Read(Build, &image); err != nil {
+		return propose.Request{}, err
+	}
 	release := fleet.Release{Tag: r.Revision.Version, Digest: image.Digest}
-	return r.Proposer.Propose(ctx, propose.Request{
-		App: r.App, Wave: r.Wave, Release: release, Time: r.Revision.Time, Again: r.Again,
-		Describe: func(ctx context.Context, change propose.Change) (propose.Text, error) {
-			return r.describe(ctx, facts, change, report)
-		},
-	})
+	return propose.Request{App: r.App, Wave: r.Wave, Release: release, Time: r.Revision.Time, Again: r.Again}, nil
 }
 
 // facts are the evidence in one line each.

@@ -35,7 +35,7 @@ import (
 	"github.com/omnivision/omnivision/plan/revision"
 )
 
-func check(t *testing.T, err error) {
+func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -99,13 +99,17 @@ func (b *builder) Check(ctx context.Context, repositories []name.Repository, hav
 // scanner finds what it is told to.
 type scanner struct {
 	targets []scan.Target
+	during  func(context.Context) // what happens meanwhile; nil is nothing
 	scans   int
 	found   error
 	stale   error
 }
 
-func (s *scanner) Scan(_ context.Context, _ string, targets []scan.Target, _ func(string)) (scan.Result, error) {
+func (s *scanner) Scan(ctx context.Context, _ string, targets []scan.Target, _ func(string)) (scan.Result, error) {
 	s.scans++
+	if s.during != nil {
+		s.during(ctx)
+	}
 	s.targets = targets
 	if s.found != nil {
 		return scan.Result{}, s.found
@@ -130,7 +134,16 @@ type proposer struct {
 	text     propose.Text
 	runs     map[string]fleet.Release
 	trees    func(fleet.Release) (base, head *revision.Tree) // nil where nothing is planned
+	preview  func() (base, head *revision.Tree)              // nil where none can be had
 	fail     error
+}
+
+func (p *proposer) Preview(context.Context, propose.Request) (propose.Change, error) {
+	if p.preview == nil {
+		return propose.Change{}, errors.New("the forge is away")
+	}
+	base, head := p.preview()
+	return propose.Change{Base: base, Head: head}, nil
 }
 
 func (p *proposer) Propose(ctx context.Context, r propose.Request) (propose.Result, error) {
@@ -242,7 +255,7 @@ func TestReleaseGoesFromTheCommitToTheProposal(t *testing.T) {
 	if !slices.Equal(s.builder.files, []string{"main.go"}) {
 		t.Errorf("the build saw %v", s.builder.files)
 	}
-	var image built
+	var image Built
 	check(t, json.Unmarshal(outcomes[0].Result, &image))
 	request := s.proposer.requests[0]
 	if request.Release != (fleet.Release{Tag: "0.1.0-1", Digest: image.Digest}) || request.App != "omnivision-worker" || request.Wave != 1 {
@@ -276,7 +289,7 @@ func TestProposalListsTheCommitsSinceWhatTheWaveRuns(t *testing.T) {
 	s := newSite(t)
 	_, outcomes, err := s.run(s.release(), "")
 	check(t, err)
-	var first built
+	var first Built
 	check(t, json.Unmarshal(outcomes[0].Result, &first))
 	s.commit("two")
 	s.commit("three")
@@ -312,28 +325,28 @@ func TestSecondRunProposesAndDoesNothingElse(t *testing.T) {
 
 func TestStagesAreDoneAgainWhenTheirResultIsGone(t *testing.T) {
 	for name, tt := range map[string]struct {
-		lose                func(t *testing.T, s *site, image built)
+		lose                func(t *testing.T, s *site, image Built)
 		builds, scans, sign int
 		why                 string
 	}{
 		"the tag is gone": {
-			func(t *testing.T, s *site, _ built) { check(t, remote.Delete(s.repos[1].Tag("0.1.0-1"))) }, 2, 1, 1, "build again",
+			func(t *testing.T, s *site, _ Built) { check(t, remote.Delete(s.repos[1].Tag("0.1.0-1"))) }, 2, 1, 1, "build again",
 		},
 		"a signature is gone": {
-			func(t *testing.T, s *site, image built) {
+			func(t *testing.T, s *site, image Built) {
 				check(t, remote.Delete(s.repos[1].Tag(strings.Replace(image.Digest, ":", "-", 1))))
 			}, 1, 1, 2, "sign again",
 		},
-		"the scan is stale": {func(_ *testing.T, s *site, _ built) { s.scanner.stale = scan.ErrStale }, 1, 2, 1, "scan again"},
+		"the scan is stale": {func(_ *testing.T, s *site, _ Built) { s.scanner.stale = scan.ErrStale }, 1, 2, 1, "scan again"},
 		"the signer changed": {
-			func(t *testing.T, s *site, _ built) { s.signer = newSite(t).signer }, 1, 1, 2, "sign again",
+			func(t *testing.T, s *site, _ Built) { s.signer = newSite(t).signer }, 1, 1, 2, "sign again",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSite(t)
 			_, outcomes, err := s.run(s.release(), "")
 			check(t, err)
-			var image built
+			var image Built
 			check(t, json.Unmarshal(outcomes[0].Result, &image))
 			tt.lose(t, s, image)
 			w, _, err := s.run(s.release(), "")

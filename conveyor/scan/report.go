@@ -148,6 +148,29 @@ func (r Report) Findings() []Finding {
 	return all
 }
 
+// Counts are how many findings there are, by severity.
+type Counts map[Severity]int
+
+// String says it of each severity.
+func (c Counts) String() string {
+	var counts []string
+	for _, severity := range Severities {
+		counts = append(counts, fmt.Sprintf("%d %s", c[severity], strings.ToLower(string(severity))))
+	}
+	return strings.Join(counts, ", ")
+}
+
+func count(findings []Finding) Counts {
+	counts := Counts{}
+	for _, f := range findings {
+		counts[f.Severity]++
+	}
+	return counts
+}
+
+// Counts are those of all that the report found, each once.
+func (r Report) Counts() Counts { return count(once(r.Findings())) }
+
 // once sorts findings, the worst first, and drops those that several platforms share.
 func once(findings []Finding) []Finding {
 	slices.SortFunc(findings, func(a, b Finding) int {

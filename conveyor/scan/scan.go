@@ -66,7 +66,7 @@ type Result struct {
 	Scanned  time.Time `json:"scanned"`
 	Images   []Image   `json:"images"`
 	// Counts are all findings by severity, each counted once over the platforms.
-	Counts map[Severity]int `json:"counts"`
+	Counts Counts `json:"counts"`
 	// Excepted are the findings that would have stopped the belt but for an exception.
 	Excepted []Excepted `json:"excepted,omitempty"`
 }
@@ -103,7 +103,7 @@ func (s Scanner) Scan(ctx context.Context, app string, targets []Target, report 
 		return Result{}, errors.New("there is no image to scan")
 	}
 	var (
-		result   = Result{Scanned: s.time().UTC().Truncate(time.Second), Counts: map[Severity]int{}}
+		result   = Result{Scanned: s.time().UTC().Truncate(time.Second)}
 		findings []Finding
 	)
 	if s.Offline { // a database that is not there, or stale, stays so
@@ -126,9 +126,7 @@ func (s Scanner) Scan(ctx context.Context, app string, targets []Target, report 
 		}
 	}
 	findings = once(findings)
-	for _, f := range findings {
-		result.Counts[f.Severity]++
-	}
+	result.Counts = count(findings)
 	stopping, excepted := s.Exceptions.split(app, findings, s.time())
 	result.Excepted = excepted
 	if len(stopping) > 0 {
@@ -146,13 +144,7 @@ func (s Scanner) learn(ctx context.Context, result *Result) (err error) {
 }
 
 // Tally says how many findings of each severity there are.
-func (r Result) Tally() string {
-	var counts []string
-	for _, severity := range Severities {
-		counts = append(counts, fmt.Sprintf("%d %s", r.Counts[severity], strings.ToLower(string(severity))))
-	}
-	return strings.Join(counts, ", ")
-}
+func (r Result) Tally() string { return r.Counts.String() }
 
 // Fresh reports ErrStale if a database is too old to be relied on.
 func (s Scanner) Fresh(db Database) error {

@@ -79,6 +79,11 @@ func In(ctx context.Context) *Clock {
 	return clock
 }
 
+// Without is the context with no clock: what is done with it is not measured.
+func Without(ctx context.Context) context.Context {
+	return context.WithValue(ctx, key{}, (*Clock)(nil))
+}
+
 // Begin says that a tool is waited for, until end is called; further calls of end do
 // nothing.
 func Begin(ctx context.Context, tool string) (end func()) {
