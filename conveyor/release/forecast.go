@@ -3,7 +3,6 @@ package release
 import (
 	"context"
 	"sync"
-	"sync/atomic"
 
 	"github.com/omnivision/omnivision/conveyor"
 	"github.com/omnivision/omnivision/conveyor/propose"
@@ -20,7 +19,7 @@ type forecast struct {
 	base, head *revision.Tree
 	plan       func() (*plan.Plan, error) // nil until the trees are known
 	end        context.CancelFunc         // of the plan
-	warned     atomic.Bool
+	told       []string                   // while it was rendered
 }
 
 // ahead makes the forecast. Whatever stops it is found again, and said, by the stage itself.
@@ -45,7 +44,7 @@ func (f *forecast) begin(ctx context.Context, change propose.Change, charts plan
 	if f.over {
 		return nil
 	}
-	charts = toldApart{charts, func(string) { f.warned.Store(true) }}
+	charts = toldApart{charts, f.note}
 	f.base, f.head = change.Base, change.Head
 	ctx, f.end = context.WithCancel(ctx)
 	f.plan = sync.OnceValues(func() (*plan.Plan, error) {
@@ -54,10 +53,16 @@ func (f *forecast) begin(ctx context.Context, change propose.Change, charts plan
 	return f.plan
 }
 
+// note keeps what whoever runs the release is to be told once the plan is used.
+func (f *forecast) note(warning string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.told = append(f.told, warning)
+}
+
 // of is the plan of a change, after waiting for what is being rendered, or nil if this is not
-// what was foreseen. A plan that failed, or has a warning, is made again: the reason may have
-// passed, and whoever runs the release is told otherwise.
-func (f *forecast) of(change propose.Change) *plan.Plan {
+// what was foreseen. A plan that failed is made again: the reason may have passed.
+func (f *forecast) of(change propose.Change, tell func(string)) *plan.Plan {
 	if f == nil {
 		return nil
 	}
@@ -72,8 +77,13 @@ func (f *forecast) of(change propose.Change) *plan.Plan {
 		return nil
 	}
 	planned, err := f.plan()
-	if err != nil || rendered(planned) != nil || f.warned.Load() {
+	if err != nil || rendered(planned) != nil {
 		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, warning := range f.told {
+		tell(warning)
 	}
 	same := *planned
 	same.Base = plan.Side{Name: change.Base.Name, Commit: change.Base.Commit}

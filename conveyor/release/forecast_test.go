@@ -52,13 +52,14 @@ func TestPlanIsRenderedWhileTheScannerWorks(t *testing.T) {
 		charts   func(charts *asking) // what they do
 		away     bool                 // so that nothing is foreseen
 		plans    int64
+		told     bool // that the registry was away
 	}{
-		"and is what was foreseen":                        {plans: 1},
-		"and a commit since then changed nothing":         {plans: 1, foreseen: func(g gitops) { g.git("commit", "--quiet", "--allow-empty", "-m", "nothing") }},
-		"and is made again for a base that moved":         {plans: 2, foreseen: func(g gitops) { g.edit("fleet.yaml", "displayName: Oregon", "displayName: Portland"); g.commit() }},
-		"and is made again where a chart was not there":   {plans: 2, charts: func(c *asking) { c.first = errors.New("the registry is away") }},
-		"and is made again where something is to be told": {plans: 2, charts: func(c *asking) { c.warn = "the registry was away" }},
-		"or later, where the forge was away":              {plans: 1, away: true},
+		"and is what was foreseen":                      {plans: 1},
+		"and a commit since then changed nothing":       {plans: 1, foreseen: func(g gitops) { g.git("commit", "--quiet", "--allow-empty", "-m", "nothing") }},
+		"and is made again for a base that moved":       {plans: 2, foreseen: func(g gitops) { g.edit("fleet.yaml", "displayName: Oregon", "displayName: Portland"); g.commit() }},
+		"and is made again where a chart was not there": {plans: 2, charts: func(c *asking) { c.first = errors.New("the registry is away") }},
+		"and what is to be told of it is told":          {plans: 1, told: true, charts: func(c *asking) { c.warn = "the registry was away" }},
+		"or later, where the forge was away":            {plans: 1, away: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, g := newSite(t), newGitops(t)
@@ -101,8 +102,8 @@ func TestPlanIsRenderedWhileTheScannerWorks(t *testing.T) {
 			if s.proposer.text.Plan != want {
 				t.Errorf("the plan is\n%s\nwant\n%s", s.proposer.text.Plan, want)
 			}
-			if told := strings.Join(w.told, "\n"); strings.Contains(told, "away") {
-				t.Errorf("what has passed is told:\n%s", told)
+			if told := strings.Join(w.told, "\n"); strings.Contains(told, "the registry was away") != tt.told {
+				t.Errorf("told is, want the warning: %t\n%s", tt.told, told)
 			}
 		})
 	}
@@ -110,8 +111,8 @@ func TestPlanIsRenderedWhileTheScannerWorks(t *testing.T) {
 
 func TestForecastIsNotBegunOnceItIsTooLate(t *testing.T) {
 	base, head := newGitops(t).trees(fleet.Release{Tag: "0.1.0-9", Digest: "sha256:" + strings.Repeat("2", 64)})
-	f, change := &forecast{}, propose.Change{Base: base, Head: head}
-	if f.of(change) != nil || f.begin(t.Context(), change, nil) != nil || f.of(change) != nil {
+	f, change, tell := &forecast{}, propose.Change{Base: base, Head: head}, func(string) {}
+	if f.of(change, tell) != nil || f.begin(t.Context(), change, nil) != nil || f.of(change, tell) != nil {
 		t.Error("a plan is made twice at the same time")
 	}
 }

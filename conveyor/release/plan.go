@@ -15,7 +15,7 @@ import (
 // plan says as Markdown what a change does to each cluster. The same change is the same
 // text, whenever it is planned: a release that is run again must propose nothing new.
 func (r Release) plan(ctx context.Context, change propose.Change, tell func(string)) (string, error) {
-	compared := r.forecast.of(change)
+	compared := r.forecast.of(change, tell)
 	if compared == nil {
 		var err error
 		if compared, err = plan.Compare(ctx, change.Base, change.Head, plan.Options{Charts: toldApart{r.Charts, tell}}); err != nil {
