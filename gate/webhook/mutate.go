@@ -49,6 +49,9 @@ func (w *Webhook) mutate(ctx context.Context, body []byte) (*decision, error) {
 
 // inject runs the Injectors alone. Whatever goes wrong leaves the Pod as it is, with a warning (P23).
 func (w *Webhook) inject(ctx context.Context, body []byte) (d *decision, _ error) {
+	if d, ok := w.insert(ctx, body); ok {
+		return d, nil
+	}
 	q, before, err := decodeWhole(body)
 	if err != nil {
 		return &decision{review: identify(body), skipped: err, status: http.StatusBadRequest}, nil
@@ -71,6 +74,30 @@ func (w *Webhook) inject(ctx context.Context, body []byte) (d *decision, _ error
 		d.patch, d.skipped = nil, err
 	}
 	return d, nil
+}
+
+// insert asks the only Injector what it adds, without reading all of the Pod. ok is false where that does not tell.
+func (w *Webhook) insert(ctx context.Context, body []byte) (d *decision, ok bool) {
+	if w.inserter == nil {
+		return nil, false
+	}
+	r, ok := readCompact(body)
+	if !ok || r.check() != nil || r.Request.Operation != "CREATE" {
+		return nil, false
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			w.audit.Error("panic", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			d, ok = nil, false
+		}
+	}()
+	d = &decision{review: r.Request}
+	asked := r.Request.identity()
+	asked.Object.Raw = r.Request.raw
+	ok = w.inserter.Insert(ctx, asked, func(path string, value []byte) {
+		d.patch = append(d.patch, operation{"add", path, json.RawMessage(value)})
+	})
+	return d, ok
 }
 
 // forInsertion is a Pod of which annotations, init containers and volumes may be changed. All else is shared with the one
@@ -140,7 +167,7 @@ func (w *Webhook) pin(ctx context.Context, q *request) ([]operation, []gate.Verd
 	var patch []operation
 	for _, s := range open {
 		if digest := digests[s.reference]; digestPattern.MatchString(digest) {
-			patch = append(patch, operation{"replace", s.path, withDigest(s.reference, digest)})
+			patch = append(patch, operation{"replace", s.path(), withDigest(s.reference, digest)})
 		}
 	}
 	return patch, verdicts, nil

@@ -41,12 +41,22 @@ type Mutator interface {
 	Mutate(ctx context.Context, request *admissionv1.AdmissionRequest, pod *corev1.Pod) error
 }
 
+// Inserter is a Mutator that can mostly say what it adds to a new Pod without the Pod being read as a whole.
+type Inserter interface {
+	Mutator
+	// Insert calls add for each operation of the JSON patch that leads to the Pod that Mutate would make, all of which are
+	// "add" (https://www.rfc-editor.org/rfc/rfc6902#section-4.1). The request's object is the Pod's text. False leaves it to
+	// Mutate, whatever was added.
+	Insert(ctx context.Context, request *admissionv1.AdmissionRequest, add func(path string, value []byte)) bool
+}
+
 // Options says who judges and who hears of it. Only Judge is needed.
 type Options struct {
 	Judge    gate.Judge
 	Mutators []Mutator // at MutatePath, in this order, before tags are pinned; an error refuses the Pod
 	// Injectors run at InjectPath; an error leaves the Pod unchanged. They get a request without its objects, and may change
 	// the Pod's annotations, init containers and volumes in place. Whatever else they change they replace by something new.
+	// A single one that is an Inserter is asked to Insert first.
 	Injectors []Mutator
 	Audit     *slog.Logger // one line per decision; nil is none
 	Metrics   *Metrics     // nil counts nothing that anybody reads
@@ -60,6 +70,7 @@ type Webhook struct {
 	knower    gate.Knower // the same, or nil
 	mutators  []Mutator
 	injectors []Mutator
+	inserter  Inserter // the only one of them, or nil
 	audit     *slog.Logger
 	metrics   *Metrics
 	events    Recorder
@@ -73,6 +84,9 @@ func New(o Options) *Webhook {
 	}
 	w := &Webhook{judge: o.Judge, mutators: o.Mutators, injectors: o.Injectors, audit: o.Audit, metrics: o.Metrics, events: o.Events, maxBytes: o.MaxBytes}
 	w.knower, _ = o.Judge.(gate.Knower)
+	if len(o.Injectors) == 1 {
+		w.inserter, _ = o.Injectors[0].(Inserter)
+	}
 	if w.audit == nil {
 		w.audit = slog.New(slog.DiscardHandler)
 	}
