@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"regexp"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -27,6 +26,8 @@ func (w *Webhook) mutate(ctx context.Context, body []byte) (*decision, error) {
 	}
 	d := &decision{review: q}
 	if len(w.mutators) > 0 && q.Operation == "CREATE" {
+		ctx, cancel := kept(ctx)
+		defer cancel()
 		patch, after, err := run(ctx, w.mutators, body)
 		if err != nil {
 			return nil, err
@@ -49,6 +50,8 @@ func (w *Webhook) mutate(ctx context.Context, body []byte) (*decision, error) {
 
 // inject runs the Injectors alone. Whatever goes wrong leaves the Pod as it is, with a warning (P23).
 func (w *Webhook) inject(ctx context.Context, body []byte) (d *decision, _ error) {
+	ctx, cancel := kept(ctx)
+	defer cancel()
 	if d, ok := w.insert(ctx, body); ok {
 		return d, nil
 	}
@@ -81,7 +84,7 @@ func (w *Webhook) insert(ctx context.Context, body []byte) (d *decision, ok bool
 	if w.inserter == nil {
 		return nil, false
 	}
-	r, ok := readCompact(body)
+	r, ok := readCompact(body, readNames)
 	if !ok || r.check() != nil || r.Request.Operation != "CREATE" {
 		return nil, false
 	}
@@ -166,14 +169,18 @@ func (w *Webhook) pin(ctx context.Context, q *request) ([]operation, []gate.Verd
 	}
 	var patch []operation
 	for _, s := range open {
-		if digest := digests[s.reference]; digestPattern.MatchString(digest) {
+		if digest := digests[s.reference]; isDigest(digest) {
 			patch = append(patch, operation{"replace", s.path(), withDigest(s.reference, digest)})
 		}
 	}
 	return patch, verdicts, nil
 }
 
-var digestPattern = regexp.MustCompile(`^sha256:[a-f0-9]{64}$`)
+// isDigest reports whether a digest is sha256: and 64 hexadecimal digits.
+func isDigest(digest string) bool {
+	digits, is := strings.CutPrefix(digest, "sha256:")
+	return is && len(digits) == 64 && strings.Trim(digits, "0123456789abcdef") == ""
+}
 
 // withDigest writes repository:tag@digest, as the chart does (P3): people read the tag, the node uses the digest.
 func withDigest(reference, digest string) string {

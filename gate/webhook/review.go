@@ -86,7 +86,7 @@ type imageVolume struct {
 // decode reads a review of a Pod. Keys are compared exactly, a key that comes twice is an error, and so is
 // anything after the document: what two readers could read differently is not read at all.
 func decode(body []byte) (*request, error) {
-	r, ok := readCompact(body)
+	r, ok := readCompact(body, readPod)
 	if !ok {
 		r = review{}
 		if err := strict(body, &r); err != nil {
