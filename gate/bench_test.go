@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -421,6 +422,9 @@ func printTable(b *testing.B, all []*scenario) {
 		b.ReportMetric(rate, key+"-rate-x-empty")
 	}
 	printInjection(b, &table, none, all[7], all[8], all[9])
+	if low, high := quartiles(differences(empty.p50, none.p50)); high-low > added(empty.p50, none.p50) {
+		fmt.Fprintln(&table, "The rounds differ by more than what is measured: this machine has other work, and its latencies are not worth reading.")
+	}
 	fmt.Print(table.String()) // a benchmark's log is cut after ten lines
 }
 
@@ -444,9 +448,14 @@ func differences(of, than []time.Duration) []time.Duration {
 
 func added(of, than []time.Duration) time.Duration { return median(differences(of, than)) }
 
-// ratio is how many times what another scenario adds to the p50 one adds.
+// ratio is how many times what another scenario adds to the p50 one adds; no number, which meets no demand, where the other
+// one adds nothing that could be measured.
 func ratio(of, than, none *scenario) float64 {
-	return float64(added(of.p50, none.p50)) / float64(added(than.p50, none.p50))
+	base := added(than.p50, none.p50)
+	if base <= 0 {
+		return math.NaN()
+	}
+	return float64(added(of.p50, none.p50)) / float64(base)
 }
 
 func rateRatio(of, than *scenario) float64 {
