@@ -1,10 +1,13 @@
 package gate_test
 
 import (
+	"encoding/json"
 	"testing"
 
+	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/omnivision/omnivision/gate/inject"
 	"github.com/omnivision/omnivision/localfleet/ca"
@@ -43,6 +46,20 @@ func TestTwoHundredPodsAtOnceAreAllInjected(t *testing.T) {
 		}
 	}
 	if without > 0 {
-		t.Errorf("%d of %d Pods have no sidecar", without, pods)
+		t.Fatalf("%d of %d Pods have no sidecar", without, pods)
+	}
+	insertsNothing(t, image, created[0])
+}
+
+// insertsNothing: what an API server made of an injected Pod is what was injected, to the letter, so that the API server
+// may ask again at little cost.
+func insertsNothing(t *testing.T, image string, injected *corev1.Pod) {
+	injector, err := benchInjector(image)
+	check(t, err)
+	text, err := json.Marshal(injected)
+	check(t, err)
+	again := &admissionv1.AdmissionRequest{Operation: admissionv1.Create, Namespace: apps, Object: runtime.RawExtension{Raw: text}}
+	if !injector.Insert(t.Context(), again, func(path string, value []byte) { t.Errorf("asked again it adds %s at %s", value, path) }) {
+		t.Errorf("asked again it does not know its own sidecar: %s", text)
 	}
 }

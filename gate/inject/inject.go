@@ -121,10 +121,11 @@ type Cluster interface {
 
 // Injector changes Pods. It is safe for concurrent use.
 type Injector struct {
-	config  Config
-	cluster Cluster
-	log     *slog.Logger
-	pods    *prometheus.CounterVec
+	config   Config
+	prepared prepared
+	cluster  Cluster
+	log      *slog.Logger
+	pods     *prometheus.CounterVec
 }
 
 // New makes an Injector. log may be nil; registerer may be nil in tests.
@@ -132,10 +133,14 @@ func New(config Config, cluster Cluster, log *slog.Logger, registerer prometheus
 	if err := config.validate(); err != nil {
 		return nil, err
 	}
+	prepared, err := config.prepare()
+	if err != nil {
+		return nil, err
+	}
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	i := &Injector{config: config, cluster: cluster, log: log, pods: prometheus.NewCounterVec(prometheus.CounterOpts{
+	i := &Injector{config: config, prepared: prepared, cluster: cluster, log: log, pods: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "omnivision_log_injection_pods_total",
 		Help: "Pods created in namespaces labelled logging=enabled, by what became of them. Dry runs are not counted.",
 	}, []string{"namespace", "result"})}
@@ -150,25 +155,33 @@ func New(config Config, cluster Cluster, log *slog.Logger, registerer prometheus
 // Mutate gives the Pod of a request to create one its sidecar, where the namespace asks for it. It changes nothing but
 // the Pod, and never fails a request.
 func (i *Injector) Mutate(ctx context.Context, request *admissionv1.AdmissionRequest, pod *corev1.Pod) error {
+	result, err := i.decide(ctx, request, pod)
+	switch {
+	case err != nil:
+		i.fail(request, pod, err)
+	case result != "":
+		i.count(request, i.config.apply(pod, request.Namespace, result))
+	}
+	return nil
+}
+
+// decide says what is to become of a Pod; nothing where nobody asks for sidecars.
+func (i *Injector) decide(ctx context.Context, request *admissionv1.AdmissionRequest, pod *corev1.Pod) (Result, error) {
 	if request.Operation != admissionv1.Create || request.SubResource != "" {
-		return nil
+		return "", nil
 	}
 	labels, err := i.cluster.NamespaceLabels(ctx, request.Namespace)
 	if err != nil {
-		i.fail(request, pod, fmt.Errorf("look up namespace %s: %w", request.Namespace, err))
-		return nil
+		return "", fmt.Errorf("look up namespace %s: %w", request.Namespace, err)
 	}
 	if labels[NamespaceLabel] != NamespaceEnabled {
-		return nil
+		return "", nil
 	}
 	driver, err := i.cluster.DriverInstalled(ctx)
 	if err != nil {
-		i.fail(request, pod, fmt.Errorf("look up the CSI driver: %w", err))
-		return nil
+		return "", fmt.Errorf("look up the CSI driver: %w", err)
 	}
-	result := i.config.apply(pod, request.Namespace, decide(pod, labels, driver))
-	i.count(request, result)
-	return nil
+	return decide(pod, labels, driver), nil
 }
 
 func (i *Injector) fail(request *admissionv1.AdmissionRequest, pod *corev1.Pod, err error) {

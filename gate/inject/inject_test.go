@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	podsecurity "k8s.io/pod-security-admission/api"
@@ -74,6 +75,9 @@ func mutated(t testing.TB, cluster Cluster, pod *corev1.Pod) *corev1.Pod {
 	out := pod.DeepCopy()
 	if err := injector(t, cluster).Mutate(t.Context(), creation(), out); err != nil {
 		t.Fatal(err)
+	}
+	if inserted, operations := inserted(t, cluster, pod); operations != nil && !equality.Semantic.DeepEqual(inserted, sent(t, out)) {
+		t.Fatalf("Insert makes another Pod than Mutate, by %s", operations)
 	}
 	return out
 }

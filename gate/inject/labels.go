@@ -55,9 +55,14 @@ func withoutHash(name string, labels map[string]string) string {
 	return name
 }
 
+const versionLabel = "app.kubernetes.io/version"
+
+// readLabels are those of a Pod's labels that anything here looks at.
+var readLabels = append([]string{versionLabel}, templateHashes...)
+
 // version is that of the application: its label, else the tag of the first container's image.
 func version(pod *corev1.Pod) string {
-	if v := pod.Labels["app.kubernetes.io/version"]; v != "" {
+	if v := pod.Labels[versionLabel]; v != "" {
 		return orUnknown(v)
 	}
 	if len(pod.Spec.Containers) == 0 {
@@ -70,12 +75,20 @@ func version(pod *corev1.Pod) string {
 	return Unknown
 }
 
-// plain is what names, labels' values and tags are made of. Anything else could change the meaning of the list of labels
-// that it is put into.
-var plain = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,252}$`)
+// isPlain reports whether a value is what names, labels' values and tags are made of. Anything else could change the meaning
+// of the list of labels that it is put into.
+func isPlain(value string) bool {
+	for i, c := range []byte(value) {
+		letter := 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '_'
+		if !letter && (i == 0 || c != '.' && c != '-') {
+			return false
+		}
+	}
+	return value != "" && len(value) <= 253
+}
 
 func orUnknown(value string) string {
-	if !plain.MatchString(value) {
+	if !isPlain(value) {
 		return Unknown
 	}
 	return value

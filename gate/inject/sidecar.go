@@ -61,7 +61,8 @@ func (c Config) apply(pod *corev1.Pod, namespace string, result Result) Result {
 	if result != Injected && result != InjectedHostPath {
 		return result
 	}
-	pod.Spec.InitContainers = append([]corev1.Container{c.sidecar(pod, namespace, result)}, pod.Spec.InitContainers...)
+	shape := shape{result, pod.Spec.HostNetwork, guaranteed(pod)}
+	pod.Spec.InitContainers = append([]corev1.Container{c.sidecar(shape, namespace, workload(pod), version(pod))}, pod.Spec.InitContainers...)
 	pod.Spec.Volumes = append(pod.Spec.Volumes, c.volumes(result)...)
 	return result
 }
@@ -74,19 +75,26 @@ func remove(pod *corev1.Pod) {
 	})
 }
 
-func (c Config) sidecar(pod *corev1.Pod, namespace string, result Result) corev1.Container {
+// shape is what of a Pod decides how its sidecar looks, beside the values of its log lines' labels.
+type shape struct {
+	result      Result
+	hostNetwork bool
+	guaranteed  bool
+}
+
+func (c Config) sidecar(shape shape, namespace, workload, version string) corev1.Container {
 	always := corev1.ContainerRestartPolicyAlways
 	s := corev1.Container{
 		Name:                     ContainerName,
 		Image:                    c.Image,
 		ImagePullPolicy:          corev1.PullIfNotPresent,
-		Args:                     []string{"-c", ConfigPath + "/" + configFile(pod)},
-		Env:                      c.env(pod, namespace),
-		Resources:                c.resources(pod),
+		Args:                     []string{"-c", ConfigPath + "/" + configFile(shape.hostNetwork)},
+		Env:                      c.env(namespace, workload, version),
+		Resources:                c.resources(shape.guaranteed),
 		RestartPolicy:            &always,
 		SecurityContext:          securityContext(),
-		LivenessProbe:            livenessProbe(pod),
-		VolumeMounts:             mounts(result),
+		LivenessProbe:            livenessProbe(shape.hostNetwork),
+		VolumeMounts:             mounts(shape.result),
 		TerminationMessagePath:   corev1.TerminationMessagePathDefault,
 		TerminationMessagePolicy: corev1.TerminationMessageReadFile,
 	}
@@ -96,20 +104,20 @@ func (c Config) sidecar(pod *corev1.Pod, namespace string, result Result) corev1
 	return s
 }
 
-func configFile(pod *corev1.Pod) string {
-	if pod.Spec.HostNetwork {
+func configFile(hostNetwork bool) string {
+	if hostNetwork {
 		return HostNetworkConfigFile
 	}
 	return ConfigFile
 }
 
-func (c Config) env(pod *corev1.Pod, namespace string) []corev1.EnvVar {
+func (c Config) env(namespace, workload, version string) []corev1.EnvVar {
 	return []corev1.EnvVar{
 		{Name: EnvCluster, Value: c.Cluster},
 		{Name: EnvRegion, Value: c.Region},
 		{Name: EnvNamespace, Value: namespace},
-		{Name: EnvWorkload, Value: workload(pod)},
-		{Name: EnvVersion, Value: version(pod)},
+		{Name: EnvWorkload, Value: workload},
+		{Name: EnvVersion, Value: version},
 		// The API server makes the names of most Pods only after the webhooks.
 		fromField(EnvPod, "metadata.name"),
 		fromField(EnvUID, "metadata.uid"),
@@ -121,8 +129,8 @@ func fromField(name, path string) corev1.EnvVar {
 	return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: path}}}
 }
 
-func (c Config) resources(pod *corev1.Pod) corev1.ResourceRequirements {
-	if guaranteed(pod) {
+func (c Config) resources(guaranteed bool) corev1.ResourceRequirements {
+	if guaranteed {
 		return *c.GuaranteedResources.DeepCopy()
 	}
 	return *c.Resources.DeepCopy()
@@ -133,15 +141,22 @@ func (c Config) resources(pod *corev1.Pod) corev1.ResourceRequirements {
 func guaranteed(pod *corev1.Pod) bool {
 	containers := slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers)
 	for _, c := range containers {
-		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
-			limit, limited := c.Resources.Limits[name]
-			request, requested := c.Resources.Requests[name]
-			if !limited || limit.IsZero() || requested && request.Cmp(limit) != 0 {
-				return false
-			}
+		if !allLimited(c.Resources) {
+			return false
 		}
 	}
 	return len(containers) > 0
+}
+
+func allLimited(r corev1.ResourceRequirements) bool {
+	for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
+		limit, limited := r.Limits[name]
+		request, requested := r.Requests[name]
+		if !limited || limit.IsZero() || requested && request.Cmp(limit) != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // securityContext is within Pod Security `restricted`, whatever the Pod's own says.
@@ -157,8 +172,8 @@ func securityContext() *corev1.SecurityContext {
 
 // livenessProbe restarts a sidecar that hangs. There is no readiness and no startup probe on purpose: trouble with logs
 // must neither take an application out of its Service nor keep it from starting.
-func livenessProbe(pod *corev1.Pod) *corev1.Probe {
-	if pod.Spec.HostNetwork {
+func livenessProbe(hostNetwork bool) *corev1.Probe {
+	if hostNetwork {
 		return nil
 	}
 	return &corev1.Probe{

@@ -3,6 +3,7 @@ package webhook
 import (
 	"context"
 	"log/slog"
+	"strconv"
 
 	"github.com/omnivision/omnivision/gate"
 )
@@ -18,7 +19,7 @@ func (w *Webhook) record(d *decision) {
 		}
 	case d.skipped != nil:
 		w.line(slog.LevelError, d)
-	case d.webhook == "validate" || len(d.patch) > 0:
+	case d.webhook == judging || len(d.patch) > 0:
 		w.line(slog.LevelInfo, d)
 	default:
 		w.line(slog.LevelDebug, d) // a mutation that changed nothing
@@ -44,7 +45,7 @@ func (w *Webhook) line(level slog.Level, d *decision) {
 	}
 	for _, v := range [][]gate.Verdict{d.verdicts, d.resolved} {
 		if len(v) > 0 {
-			attrs = append(attrs, slog.Any("images", lines(v)))
+			attrs = append(attrs, slog.Any("images", imageLines(v)))
 		}
 	}
 	if d.skipped != nil {
@@ -69,34 +70,61 @@ func (q *request) podName() string {
 	}
 }
 
-// imageLine is an image in an audit line.
-type imageLine struct {
-	Image    string       `json:"image"`
-	Digest   string       `json:"digest,omitempty"`
-	Allowed  bool         `json:"allowed"`
-	Source   gate.Source  `json:"source,omitempty"`
-	Policies []string     `json:"policies,omitempty"`
-	Denials  []denialLine `json:"denials,omitempty"`
-	Warnings []denialLine `json:"warnings,omitempty"`
-}
+// imageLines are the images of an audit line. They are put into JSON by hand, since that is done with every Pod.
+type imageLines []gate.Verdict
 
-type denialLine struct {
-	Policy  string      `json:"policy,omitempty"`
-	Reason  gate.Reason `json:"reason"`
-	Message string      `json:"message"`
-}
-
-func lines(verdicts []gate.Verdict) []imageLine {
-	all := make([]imageLine, len(verdicts))
-	for i, v := range verdicts {
-		all[i] = imageLine{v.Image, v.Digest, v.Allowed, v.Source, v.Policies, denialLines(v.Denials), denialLines(v.Warnings)}
+// MarshalJSON implements json.Marshaler.
+func (v imageLines) MarshalJSON() ([]byte, error) {
+	b := append(make([]byte, 0, 512*len(v)), '[')
+	for i, verdict := range v {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendVerdict(b, verdict)
 	}
-	return all
+	return append(b, ']'), nil
 }
 
-func denialLines(denials []gate.Denial) (all []denialLine) {
-	for _, d := range denials {
-		all = append(all, denialLine{d.Policy, d.Reason, line(d.Message, maxMessage)})
+func appendVerdict(b []byte, v gate.Verdict) []byte {
+	b = appendString(append(b, `{"image":`...), v.Image)
+	b = appendMember(b, "digest", v.Digest)
+	b = strconv.AppendBool(append(b, `,"allowed":`...), v.Allowed)
+	b = appendMember(b, "source", string(v.Source))
+	b = appendList(b, "policies", v.Policies, appendString)
+	b = appendList(b, "denials", v.Denials, appendDenial)
+	b = appendList(b, "warnings", v.Warnings, appendDenial)
+	return append(b, '}')
+}
+
+func appendDenial(b []byte, d gate.Denial) []byte {
+	b = append(b, '{')
+	if d.Policy != "" {
+		b = append(appendString(append(b, `"policy":`...), d.Policy), ',')
 	}
-	return all
+	b = appendString(append(b, `"reason":`...), string(d.Reason))
+	b = appendString(append(b, `,"message":`...), line(d.Message, maxMessage))
+	return append(b, '}')
+}
+
+// appendMember appends what is not empty.
+func appendMember(b []byte, key, value string) []byte {
+	if value == "" {
+		return b
+	}
+	return appendString(append(append(append(b, `,"`...), key...), `":`...), value)
+}
+
+func appendList[T any](b []byte, key string, list []T, element func(b []byte, value T) []byte) []byte {
+	for i, value := range list {
+		if i == 0 {
+			b = append(append(append(b, `,"`...), key...), `":[`...)
+		} else {
+			b = append(b, ',')
+		}
+		b = element(b, value)
+	}
+	if len(list) > 0 {
+		b = append(b, ']')
+	}
+	return b
 }

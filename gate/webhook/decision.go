@@ -138,7 +138,10 @@ func (d *decision) write(rw http.ResponseWriter) {
 	}
 	if len(d.patch) > 0 {
 		b.WriteString(`,"patchType":"JSONPatch","patch":"`)
-		b.Write(base64.StdEncoding.AppendEncode(b.AvailableBuffer(), quoted(d.patch)))
+		patch := buffers.get()
+		defer buffers.put(patch)
+		patch.Write(appendPatch(patch.AvailableBuffer(), d.patch))
+		b.Write(base64.StdEncoding.AppendEncode(b.AvailableBuffer(), patch.Bytes()))
 		b.WriteByte('"')
 	}
 	b.WriteString(tail)
@@ -153,14 +156,18 @@ func (d *decision) write(rw http.ResponseWriter) {
 
 var jsonContent = []string{"application/json"}
 
-// uidPattern is how the API server writes a uid. Another one is not echoed, and then refused by it.
-var uidPattern = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
-
+// plainUID is the uid as the API server writes it: letters, digits and dashes. Another one is not echoed, and then refused
+// by it.
 func plainUID(uid string) string {
-	if uidPattern.MatchString(uid) {
-		return uid
+	for _, c := range []byte(uid) {
+		if c != '-' && (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') {
+			return ""
+		}
 	}
-	return ""
+	if len(uid) > 64 {
+		return ""
+	}
+	return uid
 }
 
 func quoted(value any) []byte {

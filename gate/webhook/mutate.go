@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"regexp"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -27,6 +26,8 @@ func (w *Webhook) mutate(ctx context.Context, body []byte) (*decision, error) {
 	}
 	d := &decision{review: q}
 	if len(w.mutators) > 0 && q.Operation == "CREATE" {
+		ctx, cancel := kept(ctx)
+		defer cancel()
 		patch, after, err := run(ctx, w.mutators, body)
 		if err != nil {
 			return nil, err
@@ -49,6 +50,11 @@ func (w *Webhook) mutate(ctx context.Context, body []byte) (*decision, error) {
 
 // inject runs the Injectors alone. Whatever goes wrong leaves the Pod as it is, with a warning (P23).
 func (w *Webhook) inject(ctx context.Context, body []byte) (d *decision, _ error) {
+	ctx, cancel := kept(ctx)
+	defer cancel()
+	if d, ok := w.insert(ctx, body); ok {
+		return d, nil
+	}
 	q, before, err := decodeWhole(body)
 	if err != nil {
 		return &decision{review: identify(body), skipped: err, status: http.StatusBadRequest}, nil
@@ -71,6 +77,30 @@ func (w *Webhook) inject(ctx context.Context, body []byte) (d *decision, _ error
 		d.patch, d.skipped = nil, err
 	}
 	return d, nil
+}
+
+// insert asks the only Injector what it adds, without reading all of the Pod. ok is false where that does not tell.
+func (w *Webhook) insert(ctx context.Context, body []byte) (d *decision, ok bool) {
+	if w.inserter == nil {
+		return nil, false
+	}
+	r, ok := readCompact(body, readNames)
+	if !ok || r.check() != nil || r.Request.Operation != "CREATE" {
+		return nil, false
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			w.audit.Error("panic", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			d, ok = nil, false
+		}
+	}()
+	d = &decision{review: r.Request}
+	asked := r.Request.identity()
+	asked.Object.Raw = r.Request.raw
+	ok = w.inserter.Insert(ctx, asked, func(path string, value []byte) {
+		d.patch = append(d.patch, operation{"add", path, json.RawMessage(value)})
+	})
+	return d, ok
 }
 
 // forInsertion is a Pod of which annotations, init containers and volumes may be changed. All else is shared with the one
@@ -139,14 +169,18 @@ func (w *Webhook) pin(ctx context.Context, q *request) ([]operation, []gate.Verd
 	}
 	var patch []operation
 	for _, s := range open {
-		if digest := digests[s.reference]; digestPattern.MatchString(digest) {
-			patch = append(patch, operation{"replace", s.path, withDigest(s.reference, digest)})
+		if digest := digests[s.reference]; isDigest(digest) {
+			patch = append(patch, operation{"replace", s.path(), withDigest(s.reference, digest)})
 		}
 	}
 	return patch, verdicts, nil
 }
 
-var digestPattern = regexp.MustCompile(`^sha256:[a-f0-9]{64}$`)
+// isDigest reports whether a digest is sha256: and 64 hexadecimal digits.
+func isDigest(digest string) bool {
+	digits, is := strings.CutPrefix(digest, "sha256:")
+	return is && len(digits) == 64 && strings.Trim(digits, "0123456789abcdef") == ""
+}
 
 // withDigest writes repository:tag@digest, as the chart does (P3): people read the tag, the node uses the digest.
 func withDigest(reference, digest string) string {

@@ -20,6 +20,43 @@ type operation struct {
 	Value any    `json:"value,omitempty"` // left out only where there is none: of a "remove"
 }
 
+// appendPatch appends the operations in JSON: texts of Injectors as they are, and what a tag becomes without reflection.
+func appendPatch(b []byte, patch []operation) []byte {
+	b = append(b, '[')
+	for i, o := range patch {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendString(append(b, `{"op":`...), o.Op)
+		b = appendString(append(b, `,"path":`...), o.Path)
+		if o.Value != nil {
+			b = appendValue(append(b, `,"value":`...), o.Value)
+		}
+		b = append(b, '}')
+	}
+	return append(b, ']')
+}
+
+func appendValue(b []byte, value any) []byte {
+	switch v := value.(type) {
+	case json.RawMessage:
+		return append(b, v...)
+	case string:
+		return appendString(b, v)
+	}
+	return append(b, quoted(value)...)
+}
+
+// appendString appends a string in JSON.
+func appendString(b []byte, s string) []byte {
+	for _, c := range []byte(s) {
+		if c < ' ' || c > '~' || c == '"' || c == '\\' {
+			return append(b, quoted(s)...)
+		}
+	}
+	return append(append(append(b, '"'), s...), '"')
+}
+
 // difference compares two Pods as our types write them: a field that a newer API server sent and we do not
 // know is in neither, and so not taken away.
 func difference(before, after *corev1.Pod) ([]operation, error) {

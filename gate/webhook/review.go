@@ -3,6 +3,7 @@ package webhook
 import (
 	"bytes"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -34,6 +35,8 @@ type request struct {
 	DryRun      bool                        `json:"dryRun"`
 	Object      *pod                        `json:"object"`
 	OldObject   *pod                        `json:"oldObject"`
+
+	raw []byte // the object's text, of a review that was read by readCompact; part of the body
 }
 
 type userInfo struct {
@@ -83,9 +86,12 @@ type imageVolume struct {
 // decode reads a review of a Pod. Keys are compared exactly, a key that comes twice is an error, and so is
 // anything after the document: what two readers could read differently is not read at all.
 func decode(body []byte) (*request, error) {
-	var r review
-	if err := strict(body, &r); err != nil {
-		return nil, &refusal{reason: Undecodable, text: "the review cannot be read", err: err}
+	r, ok := readCompact(body, readPod)
+	if !ok {
+		r = review{}
+		if err := strict(body, &r); err != nil {
+			return nil, &refusal{reason: Undecodable, text: "the review cannot be read", err: err}
+		}
 	}
 	if err := r.check(); err != nil {
 		return nil, err
@@ -182,10 +188,19 @@ func identify(body []byte) *request {
 
 // slot is a place of a Pod that names an image.
 type slot struct {
-	kind      string // of the list in the Pod's spec, "" + name tells two slots apart
+	kind      string // of the list in the Pod's spec; kind and name tell two slots apart
 	name      string
-	path      string // JSON pointer
+	at        int // in the list
 	reference string
+}
+
+// path is the slot's JSON pointer.
+func (s slot) path() string {
+	path := "/spec/" + s.kind + "/" + strconv.Itoa(s.at) + "/image"
+	if s.kind == "volumes" {
+		path += "/reference"
+	}
+	return path
 }
 
 // slots are all places that name an image. An image volume is one of them: its files come from a registry
@@ -194,8 +209,7 @@ func (p *pod) slots() []slot {
 	found := make([]slot, 0, len(p.Spec.InitContainers)+len(p.Spec.Containers)+len(p.Spec.EphemeralContainers))
 	add := func(kind string, list []container) {
 		for i, c := range list {
-			found = append(found, slot{kind, c.Name, "", c.Image})
-			found[len(found)-1].path = fmt.Sprintf("/spec/%s/%d/image", kind, i)
+			found = append(found, slot{kind, c.Name, i, c.Image})
 		}
 	}
 	add("initContainers", p.Spec.InitContainers)
@@ -204,7 +218,7 @@ func (p *pod) slots() []slot {
 	for i, v := range p.Spec.Volumes {
 		// A reference may be missing in a Pod template that something fills in later.
 		if v.Image != nil && v.Image.Reference != "" {
-			found = append(found, slot{"volumes", v.Name, fmt.Sprintf("/spec/volumes/%d/image/reference", i), v.Image.Reference})
+			found = append(found, slot{"volumes", v.Name, i, v.Image.Reference})
 		}
 	}
 	return found

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -62,7 +63,7 @@ func (w *Webhook) judgeAll(ctx context.Context, q *request, slots []slot) ([]gat
 	case len(references) == 0:
 		return nil, nil
 	case len(references) > maxImages:
-		return nil, unexpected("the Pod has %d images; at most %d are judged at once", len(references), maxImages)
+		return nil, unexpected("the Pod has more than %d images; no more are judged at once", maxImages)
 	}
 	verdicts := make([]gate.Verdict, len(references))
 	var unknown []int
@@ -86,6 +87,8 @@ func (w *Webhook) judgeUnknown(ctx context.Context, q *request, verdicts []gate.
 		i       int
 		verdict gate.Verdict
 	}
+	ctx, cancel := kept(ctx)
+	defer cancel()
 	answers := make(chan answer, len(unknown))
 	for _, i := range unknown {
 		image := q.image(verdicts[i].Image)
@@ -152,10 +155,9 @@ func late(reference string) gate.Verdict {
 
 func distinct(slots []slot) []string {
 	references := make([]string, 0, len(slots))
-	seen := make(map[string]bool, len(slots))
 	for _, s := range slots {
-		if !seen[s.reference] {
-			seen[s.reference] = true
+		// A Pod has few: this costs less than a map. Of one with many no more are looked at than judgeAll takes.
+		if len(references) <= maxImages && !slices.Contains(references, s.reference) {
 			references = append(references, s.reference)
 		}
 	}

@@ -41,12 +41,22 @@ type Mutator interface {
 	Mutate(ctx context.Context, request *admissionv1.AdmissionRequest, pod *corev1.Pod) error
 }
 
+// Inserter is a Mutator that can mostly say what it adds to a new Pod without the Pod being read as a whole.
+type Inserter interface {
+	Mutator
+	// Insert calls add for each operation of the JSON patch that leads to the Pod that Mutate would make, all of which are
+	// "add" (https://www.rfc-editor.org/rfc/rfc6902#section-4.1). The request's object is the Pod's text. False leaves it to
+	// Mutate, whatever was added.
+	Insert(ctx context.Context, request *admissionv1.AdmissionRequest, add func(path string, value []byte)) bool
+}
+
 // Options says who judges and who hears of it. Only Judge is needed.
 type Options struct {
 	Judge    gate.Judge
 	Mutators []Mutator // at MutatePath, in this order, before tags are pinned; an error refuses the Pod
 	// Injectors run at InjectPath; an error leaves the Pod unchanged. They get a request without its objects, and may change
 	// the Pod's annotations, init containers and volumes in place. Whatever else they change they replace by something new.
+	// A single one that is an Inserter is asked to Insert first.
 	Injectors []Mutator
 	Audit     *slog.Logger // one line per decision; nil is none
 	Metrics   *Metrics     // nil counts nothing that anybody reads
@@ -60,6 +70,7 @@ type Webhook struct {
 	knower    gate.Knower // the same, or nil
 	mutators  []Mutator
 	injectors []Mutator
+	inserter  Inserter // the only one of them, or nil
 	audit     *slog.Logger
 	metrics   *Metrics
 	events    Recorder
@@ -73,6 +84,9 @@ func New(o Options) *Webhook {
 	}
 	w := &Webhook{judge: o.Judge, mutators: o.Mutators, injectors: o.Injectors, audit: o.Audit, metrics: o.Metrics, events: o.Events, maxBytes: o.MaxBytes}
 	w.knower, _ = o.Judge.(gate.Knower)
+	if len(o.Injectors) == 1 {
+		w.inserter, _ = o.Injectors[0].(Inserter)
+	}
 	if w.audit == nil {
 		w.audit = slog.New(slog.DiscardHandler)
 	}
@@ -90,9 +104,12 @@ func (w *Webhook) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(MutatePath, w.serve("mutate", w.mutate))
 	mux.Handle(InjectPath, w.serve("inject", w.inject))
-	mux.Handle(ValidatePath, w.serve("validate", w.validate))
+	mux.Handle(ValidatePath, w.serve(judging, w.validate))
 	return mux
 }
+
+// judging is what the webhook is called that decides.
+const judging = "validate"
 
 // reviewer answers one review. An error refuses the Pod.
 type reviewer func(ctx context.Context, body []byte) (*decision, error)
@@ -133,6 +150,9 @@ func (w *Webhook) serve(name string, review reviewer) http.Handler {
 		d := w.answer(r, review)
 		d.webhook, d.took = name, time.Since(start)
 		d.write(rw)
+		if name != judging { // what admits is in the audit log before the API server hears of it
+			_ = http.NewResponseController(rw).Flush()
+		}
 		observe.decided(d)
 		w.record(d)
 	})
@@ -155,9 +175,8 @@ func (w *Webhook) answer(r *http.Request, review reviewer) (d *decision) {
 	if err = w.read(r, body); err != nil {
 		return nil
 	}
-	ctx, cancel := withDeadline(r.Context(), r.URL.Query().Get("timeout"))
-	defer cancel()
-	d, err = review(ctx, body.Bytes())
+	timeout, margin := deadlines(timeoutParameter(r))
+	d, err = review(due{r.Context(), time.Now().Add(timeout - margin)}, body.Bytes())
 	return d
 }
 
@@ -165,7 +184,7 @@ func (w *Webhook) read(r *http.Request, into io.Writer) error {
 	if r.Method != http.MethodPost {
 		return &refusal{status: http.StatusMethodNotAllowed, reason: Undecodable, text: "a review is sent by POST"}
 	}
-	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
+	if !isJSON(r.Header.Get("Content-Type")) {
 		return &refusal{status: http.StatusUnsupportedMediaType, reason: Undecodable, text: "a review is application/json"}
 	}
 	if r.ContentLength > w.maxBytes {
@@ -179,6 +198,14 @@ func (w *Webhook) read(r *http.Request, into io.Writer) error {
 		return tooLarge(w.maxBytes)
 	}
 	return nil
+}
+
+func isJSON(contentType string) bool {
+	if contentType == "application/json" { // as API servers write it
+		return true
+	}
+	kind, _, err := mime.ParseMediaType(contentType)
+	return err == nil && kind == "application/json"
 }
 
 func tooLarge(limit int64) error {
@@ -208,11 +235,30 @@ const (
 	leastMargin    = 200 * time.Millisecond
 )
 
-// withDeadline ends before the API server gives up, so that what arrives there is a readable denial and not
-// a timeout (P26).
-func withDeadline(ctx context.Context, parameter string) (context.Context, context.CancelFunc) {
-	timeout, margin := deadlines(parameter)
-	return context.WithTimeout(ctx, timeout-margin)
+// due is a context that says its deadline and does not end by it. Who may have to wait asks for one that does (kept): most
+// reviews are answered at once, and a timer costs as much as half of them.
+type due struct {
+	context.Context
+	at time.Time
+}
+
+// Deadline implements context.Context.
+func (d due) Deadline() (time.Time, bool) { return d.at, true }
+
+// kept ends before the API server gives up, so that what arrives there is a readable denial and not a timeout (P26).
+func kept(ctx context.Context) (context.Context, context.CancelFunc) {
+	if d, ok := ctx.(due); ok {
+		return context.WithDeadline(d.Context, d.at)
+	}
+	return context.WithCancel(ctx)
+}
+
+// timeoutParameter is the query's, which has nothing else in it.
+func timeoutParameter(r *http.Request) string {
+	if value, only := strings.CutPrefix(r.URL.RawQuery, "timeout="); only && !strings.ContainsAny(value, "&%+;") {
+		return value
+	}
+	return r.URL.Query().Get("timeout")
 }
 
 // deadlines returns the API server's timeout, and how long before it the verdicts are due.
