@@ -44,25 +44,32 @@ func (f *Fleet) startRegistry(ctx context.Context, _ func(string)) error {
 		return err
 	}
 	// What the registry stores outlives the fleet: the next Up finds every
-	// image there by its digest.
+	// image there by its digest, or pushes it again.
 	server := registry.Server{
 		Binary: program, Dir: filepath.Join(f.CacheDir, "registry"), NetNS: topology.HubNS,
 		UID: registryUID, GID: registryUID,
 	}
-	if err := f.forgetReleases(server); err != nil {
+	if err := f.forgetEarlier(server); err != nil {
 		return err
 	}
 	return server.Start(ctx, f.sup)
 }
 
-// forgetReleases takes the names off the images that an earlier fleet released. Its forge
-// is gone, and with it the commits that its versions counted: this fleet counts anew, and a
-// name that is taken is never given to another image.
-func (f *Fleet) forgetReleases(server registry.Server) error {
+// registryLimit is how many bytes earlier fleets may leave in the registry. One fleet needs about half of it.
+const registryLimit = 6 << 30
+
+// forgetEarlier empties the registry where it has grown by the work of many fleets, and takes
+// the names off the images that an earlier fleet released. Its forge is gone, and with it the
+// commits that its versions counted: this fleet counts anew, and a name that is taken is never
+// given to another image.
+func (f *Fleet) forgetEarlier(server registry.Server) error {
 	// Gone with the fleet's state, and written last: an Up that was killed does it again.
 	done := f.path("earlier-releases-forgotten")
 	if _, err := os.Stat(done); err == nil {
 		return nil
+	}
+	if err := server.Shrink(registryLimit); err != nil {
+		return err
 	}
 	repositories, err := f.releasedRepositories()
 	if err != nil {

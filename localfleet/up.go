@@ -54,8 +54,8 @@ func (f *Fleet) Steps() []story.Step {
 	}
 }
 
-// unusedImages is how long an image stays in the cache that no Up has asked for.
-const unusedImages = 7 * 24 * time.Hour
+// unusedImages is how long an image stays in the cache that no Up has asked for: each commit makes new ones of this source.
+const unusedImages = 24 * time.Hour
 
 // Up brings the fleet up. It may be called again after any end of an earlier
 // one: what runs as it should is kept.

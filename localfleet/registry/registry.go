@@ -124,6 +124,33 @@ func (s Server) ForgetTags(repository string) error {
 	return nil
 }
 
+// Shrink empties a registry that holds more than limit bytes. It must not run, and whatever is
+// wanted of it must come from elsewhere again.
+func (s Server) Shrink(limit int64) error {
+	var size int64
+	err := filepath.WalkDir(s.DataDir(), func(_ string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		size += info.Size()
+		return nil
+	})
+	if errors.Is(err, fs.ErrNotExist) { // nothing was ever stored
+		return nil
+	}
+	if err == nil && size > limit {
+		err = os.RemoveAll(s.DataDir())
+	}
+	if err != nil {
+		return fmt.Errorf("emptying the registry above %d bytes: %w", limit, err)
+	}
+	return nil
+}
+
 // Ready asks the registry for the API's version.
 func (s Server) Ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)

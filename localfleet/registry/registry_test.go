@@ -176,3 +176,29 @@ func TestRegistryKeepsWhatWasPushedOverAKill(t *testing.T) {
 		t.Errorf("it tries to send traces:\n%s", log)
 	}
 }
+
+func TestRegistryIsEmptiedAboveItsLimitAlone(t *testing.T) {
+	s := Server{Dir: t.TempDir()}
+	if err := s.Shrink(0); err != nil {
+		t.Errorf("a registry that never stored anything: %v", err)
+	}
+	blob := filepath.Join(s.DataDir(), "docker", "registry", "v2", "blobs", "data")
+	if err := os.MkdirAll(filepath.Dir(blob), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(blob, make([]byte, 1000), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Shrink(1000); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(blob); err != nil {
+		t.Errorf("at its limit: %v", err)
+	}
+	if err := s.Shrink(999); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(s.DataDir()); !os.IsNotExist(err) {
+		t.Errorf("above its limit it still stores something: %v", err)
+	}
+}
