@@ -41,8 +41,9 @@ func Start(t testing.TB, root string) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, port := t.TempDir(), freePort(t)
-	replaced := strings.NewReplacer(": /loki", ": "+dir, "http_listen_port: 3100", "http_listen_port: "+port, "grpc_listen_port: 9095", "grpc_listen_port: "+freePort(t))
+	dir, port, grpcPort := t.TempDir(), freePort(t), freePort(t)
+	replaced := strings.NewReplacer(": /loki", ": "+dir, "http_listen_port: 3100", "http_listen_port: "+port,
+		"grpc_listen_port: 9095", "grpc_listen_port: "+grpcPort, "127.0.0.1:9095", "127.0.0.1:"+grpcPort)
 	config := filepath.Join(dir, "loki.yaml")
 	if err := os.WriteFile(config, []byte(replaced.Replace(string(text))), 0o600); err != nil {
 		t.Fatal(err)
