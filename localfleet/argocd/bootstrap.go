@@ -146,7 +146,8 @@ func track(objects []*unstructured.Unstructured, app, namespace string) {
 	}
 }
 
-// Root is the cluster's argo-app.yaml, the one manifest that is applied by hand.
+// Root is the cluster's argo-app.yaml, the one manifest that is applied by hand. It brings itself
+// from Git, and is marked so: applied without the mark it would be out of sync until Argo CD has healed it.
 func Root(tree fs.FS, cluster fleet.Cluster) (*unstructured.Unstructured, error) {
 	file := cluster.RootFile()
 	src, err := fs.ReadFile(tree, file)
@@ -160,6 +161,7 @@ func Root(tree fs.FS, cluster fleet.Cluster) (*unstructured.Unstructured, error)
 	if !fleet.IsApplication(root) {
 		return nil, fmt.Errorf("%s is a %s, not an Application", file, root.GetKind())
 	}
+	track([]*unstructured.Unstructured{root}, root.GetName(), root.GetNamespace())
 	return root, nil
 }
 

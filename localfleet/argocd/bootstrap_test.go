@@ -85,6 +85,9 @@ func TestFirstInstallationIsAsRecorded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if got, want := root.GetAnnotations()[trackingAnnotation], "omnivision-root:argoproj.io/Application:argocd/omnivision-root"; got != want {
+		t.Errorf("the root is tracked as %q, want %q", got, want)
+	}
 	data := Data(Options{CA: []byte("PEM"), Hosts: []string{"github.com", "GHCR.io:443"}, WebhookSecret: "s"})
 	var got bytes.Buffer
 	for _, o := range slices.Concat(installation(t), data, []*unstructured.Unstructured{root}) {
