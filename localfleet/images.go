@@ -64,18 +64,18 @@ func (f *Fleet) imageBuilder(report func(string)) *image.Builder {
 
 // images makes every image of others, pulled where upstream can be reached, assembled where not.
 func (f *Fleet) images(ctx context.Context, report func(string)) (err error) {
-	f.made.others, err = f.makeImages(ctx, f.imageBuilder(report), false)
+	f.made.others, err = f.makeImages(ctx, false, report)
 	return err
 }
 
 // ownImages makes every image of this source.
 func (f *Fleet) ownImages(ctx context.Context, report func(string)) (err error) {
-	f.made.own, err = f.makeImages(ctx, f.imageBuilder(report), true)
+	f.made.own, err = f.makeImages(ctx, true, report)
 	return err
 }
 
-func (f *Fleet) makeImages(ctx context.Context, builder *image.Builder, own bool) ([]*image.Image, error) {
-	tag := f.version.Tag
+func (f *Fleet) makeImages(ctx context.Context, own bool, report func(string)) ([]*image.Image, error) {
+	builder, tag := f.imageBuilder(report), f.version.Tag
 	all, err := f.imageReferences(tag)
 	if err != nil {
 		return nil, err
@@ -94,7 +94,9 @@ func (f *Fleet) makeImages(ctx context.Context, builder *image.Builder, own bool
 	group.SetLimit(2)
 	for i, reference := range wanted {
 		group.Go(func() (err error) {
-			made[i], err = builder.Obtain(ctx, reference)
+			if made[i], err = builder.Obtain(ctx, reference); err == nil {
+				report(reference)
+			}
 			return err
 		})
 	}

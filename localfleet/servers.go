@@ -55,7 +55,7 @@ func (f *Fleet) startRegistry(ctx context.Context, _ func(string)) error {
 	return server.Start(ctx, f.sup)
 }
 
-// registryLimit is how many bytes earlier fleets may leave in the registry. One fleet needs about half of it.
+// registryLimit is how many bytes earlier fleets may leave in the registry. One fleet and its end-to-end test leave a third of it.
 const registryLimit = 6 << 30
 
 // forgetEarlier empties the registry where it has grown by the work of many fleets, and takes

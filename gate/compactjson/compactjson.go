@@ -57,6 +57,18 @@ func (r *Reader) Object(member func(key []byte)) {
 	}
 }
 
+// Member reads an object for one string of it; an object without it has the empty one.
+func (r *Reader) Member(name string) (value string) {
+	r.Object(func(key []byte) {
+		if string(key) == name {
+			value = r.String()
+		} else {
+			r.Skip()
+		}
+	})
+	return value
+}
+
 // Array calls element for each element of an array, in order; element must read it with this Reader. null has none.
 func (r *Reader) Array(element func()) {
 	if r.Null() {

@@ -195,7 +195,7 @@ func (p *podText) readSpec(r *compactjson.Reader, count func(corev1.ResourceRequ
 		case "hostNetwork":
 			p.Spec.HostNetwork = r.Bool()
 		case "os":
-			p.Spec.OS = readOS(r)
+			p.Spec.OS = &corev1.PodOS{Name: corev1.OSName(r.Member("name"))}
 		case "initContainers":
 			r.Array(func() { p.readInitContainer(r, count) })
 		case "containers":
@@ -206,18 +206,6 @@ func (p *podText) readSpec(r *compactjson.Reader, count func(corev1.ResourceRequ
 			r.Skip()
 		}
 	})
-}
-
-func readOS(r *compactjson.Reader) *corev1.PodOS {
-	var os corev1.PodOS
-	r.Object(func(key []byte) {
-		if string(key) == "name" {
-			os.Name = corev1.OSName(r.String())
-		} else {
-			r.Skip()
-		}
-	})
-	return &os
 }
 
 func (p *podText) readInitContainer(r *compactjson.Reader, count func(corev1.ResourceRequirements)) {
@@ -281,14 +269,8 @@ func readQuantities(r *compactjson.Reader) corev1.ResourceList {
 }
 
 func (p *podText) readVolume(r *compactjson.Reader) {
-	start, name := r.Offset(), ""
-	r.Object(func(key []byte) {
-		if string(key) == "name" {
-			name = r.String()
-		} else {
-			r.Skip()
-		}
-	})
+	start := r.Offset()
+	name := r.Member("name")
 	if name == logsVolume || name == bufferVolume || name == configVolume {
 		p.ours = append(p.ours, element{p.volumes, r.From(start)})
 	}

@@ -49,7 +49,7 @@ func readRequest(r *compactjson.Reader, object func(r *compactjson.Reader) *pod)
 		case "operation":
 			q.Operation = r.String()
 		case "userInfo":
-			q.UserInfo.Username = readMember(r, "username")
+			q.UserInfo.Username = r.Member("username")
 		case "dryRun":
 			q.DryRun = r.Bool()
 		case "object":
@@ -79,18 +79,6 @@ func readThree(r *compactjson.Reader, last string, group, version, name *string)
 			r.Skip()
 		}
 	})
-}
-
-// readMember reads one string of an object.
-func readMember(r *compactjson.Reader, name string) (value string) {
-	r.Object(func(key []byte) {
-		if string(key) == name {
-			value = r.String()
-		} else {
-			r.Skip()
-		}
-	})
-	return value
 }
 
 func readPod(r *compactjson.Reader) *pod {
@@ -192,7 +180,7 @@ func readSpec(r *compactjson.Reader, s *podSpec) {
 		case "serviceAccountName":
 			s.ServiceAccountName = r.String()
 		case "imagePullSecrets":
-			s.ImagePullSecrets = readList(r, func(r *compactjson.Reader) named { return named{readMember(r, "name")} })
+			s.ImagePullSecrets = readList(r, func(r *compactjson.Reader) named { return named{r.Member("name")} })
 		case "initContainers":
 			s.InitContainers = readList(r, readContainer)
 		case "containers":
@@ -228,7 +216,7 @@ func readVolume(r *compactjson.Reader) (v volume) {
 			v.Name = r.String()
 		case "image":
 			if !r.Null() {
-				v.Image = &imageVolume{readMember(r, "reference")}
+				v.Image = &imageVolume{r.Member("reference")}
 			}
 		default:
 			r.Skip()

@@ -46,8 +46,7 @@ func tagUnsigned(ctx context.Context, released name.Digest) (name.Digest, error)
 func refusesKey(t *testing.T, cluster, released string) {
 	image, dir := makeForeign(t, "unsigned", released), t.TempDir()
 	mustInside(t, dir, "env", "COSIGN_PASSWORD=", "cosign", "generate-key-pair")
-	mustInside(t, dir, "sh", "-c", `COSIGN_PASSWORD= exec cosign sign --yes --key cosign.key --trusted-root "$OMNIVISION_TRUSTED_ROOT" \
-		--signing-config "$OMNIVISION_SIGNING_CONFIG" "$0"`, image)
+	cosignSign(t, dir, image, "--key cosign.key")
 	refuses(t, cluster, image, "[WrongIdentity]")
 }
 

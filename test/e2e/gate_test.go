@@ -100,9 +100,15 @@ func testGateRefusesForeign(t *testing.T) {
 // refusesOther signs an image as a person, whom the fleet does not trust.
 func refusesOther(t *testing.T, cluster, released string) {
 	image := makeForeign(t, "unsigned", released)
-	mustInside(t, root(t), "sh", "-c", `exec cosign sign --yes --identity-token "$SIGSTORE_ID_TOKEN" --trusted-root "$OMNIVISION_TRUSTED_ROOT" \
-		--signing-config "$OMNIVISION_SIGNING_CONFIG" "$0"`, image)
+	cosignSign(t, root(t), image, `--identity-token "$SIGSTORE_ID_TOKEN"`)
 	refuses(t, cluster, image, "[WrongIdentity]")
+}
+
+// cosignSign signs an image by the upstream program, with the fleet's Sigstore, as somebody.
+func cosignSign(t *testing.T, dir, image, as string) {
+	t.Helper()
+	mustInside(t, dir, "sh", "-c", `COSIGN_PASSWORD= exec cosign sign --yes `+as+` --trusted-root "$OMNIVISION_TRUSTED_ROOT" \
+		--signing-config "$OMNIVISION_SIGNING_CONFIG" "$0"`, image)
 }
 
 // refusesEphemeral tries to bring an image into a Pod that runs already.

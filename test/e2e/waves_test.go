@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -137,14 +138,13 @@ func testForgeDown(t *testing.T) {
 		t.Errorf("the quarantine does not name %s once: %v\n%s", condemned.digest, err, list)
 	}
 	neverIn(t, g, "cluster-gcp", condemned.digest)
-	var opened []int
-	for _, pr := range pullsOf(t, condemned.branch) {
-		if pr.Number > before.Number {
-			opened = append(opened, pr.Number)
-		}
+	answers, err := pullsOf(t, condemned.branch)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if len(opened) != 1 {
-		t.Errorf("the abort was answered by the pull requests %v, want one", opened)
+	answers = slices.DeleteFunc(answers, func(pr listedPull) bool { return pr.Number <= before.Number })
+	if len(answers) != 1 {
+		t.Errorf("the abort was answered by %d pull requests, want one: %v", len(answers), answers)
 	}
 }
 
@@ -168,25 +168,22 @@ type listedPull struct {
 // newestPull finds the newest pull request of a branch of the GitOps repository, open or not.
 func newestPull(t *testing.T, branch string) (listedPull, error) {
 	t.Helper()
-	if all := pullsOf(t, branch); len(all) > 0 {
-		return all[0], nil
+	all, err := pullsOf(t, branch)
+	if err == nil && len(all) == 0 {
+		err = errors.New("no pull request was ever opened from " + branch)
 	}
-	return listedPull{}, errors.New("no pull request was ever opened from " + branch)
+	if err != nil {
+		return listedPull{}, err
+	}
+	return all[0], nil
 }
 
 // pullsOf lists the pull requests of a branch of the GitOps repository, the newest first.
-func pullsOf(t *testing.T, branch string) (found []listedPull) {
+func pullsOf(t *testing.T, branch string) ([]listedPull, error) {
 	t.Helper()
 	var all []listedPull
-	eventually(t, "the forge's pull requests", time.Minute, func() error {
-		return forgeAPI(t, http.MethodGet, "omnivision-gitops/pulls?state=all&sort=newest&limit=50", nil, &all)
-	})
-	for _, pr := range all {
-		if pr.Head.Ref == branch {
-			found = append(found, pr)
-		}
-	}
-	return found
+	err := forgeAPI(t, http.MethodGet, "omnivision-gitops/pulls?state=all&sort=newest&limit=50", nil, &all)
+	return slices.DeleteFunc(all, func(pr listedPull) bool { return pr.Head.Ref != branch }), err
 }
 
 // says reports whether the newest status of a context of a commit has a state, and begins so.
