@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -91,6 +92,25 @@ func refusesBranch(t *testing.T, cluster string) {
 		return nil
 	})
 	t.Logf("signed by the workflow of a branch, and refused: %.0f s after the push", took.Seconds())
+}
+
+// refusesTampered changes a manifest where the registry keeps it.
+func refusesTampered(t *testing.T, cluster, released string) {
+	image := makeForeign(t, "unsigned", released)
+	_, hex, _ := strings.Cut(image, "@sha256:")
+	file := filepath.Join("/var/cache/omnivision/registry/data/docker/registry/v2/blobs/sha256", hex[:2], hex, "data")
+	manifest, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(content []byte) {
+		if err := os.WriteFile(file, content, 0o644); err != nil {
+			t.Error(err)
+		}
+	}
+	defer write(manifest)
+	write(append(slices.Clone(manifest), ' '))
+	refuses(t, cluster, image, "[Tampered]")
 }
 
 // refusesMovedTag starts a Pod by a tag, moves the tag, and tries the next one.

@@ -212,6 +212,36 @@ func countShare(t *testing.T, canary string) {
 	}
 }
 
+// served are requests by the UI, by the digest of the worker that answered.
+type served struct{ all, failed map[string]int }
+
+// askAllTheTime sends requests by Oregon's UI until the function that it returns is called.
+func askAllTheTime(t *testing.T) (stop func() served) {
+	t.Helper()
+	const pause = 50 * time.Millisecond
+	ctx, cancel := context.WithCancel(t.Context())
+	s := served{map[string]int{}, map[string]int{}}
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		tick := time.NewTicker(pause)
+		defer tick.Stop()
+		for ctx.Err() == nil {
+			status, digest, err := refused(context.WithoutCancel(ctx))
+			s.all[digest]++
+			if err != nil || status != http.StatusBadRequest {
+				s.failed[digest]++
+				t.Logf("a request of %q failed: %d, %v", digest, status, err)
+			}
+			<-tick.C
+		}
+	})
+	return func() served {
+		cancel()
+		asking.Wait()
+		return s
+	}
+}
+
 // exporterDown stops the program that reports the canary's GPUs: the analysis must tell that it
 // cannot tell, which neither aborts nor promotes (P16).
 func exporterDown(t *testing.T, cluster string) {

@@ -167,6 +167,7 @@ func TestFleet(t *testing.T) {
 		{"VulnerableImageStops", testVulnerableStops},
 		{"GateRefusesForeign", testGateRefusesForeign},
 		{"GateReplicaKilled", testGateReplicaKilled},
+		{"GateRenewsItsCertificate", testGateRenewsItsCertificate},
 		{"Quarantine", testQuarantine},
 		{"OneGPUShortAborts", testOneGPUShort}, // while the next one's worker is built
 		{"CanaryShare", testCanaryShare},

@@ -92,6 +92,7 @@ func testGateRefusesForeign(t *testing.T) {
 	t.Run("a branch of ours", func(t *testing.T) { refusesBranch(t, cluster) })
 	t.Run("a key", func(t *testing.T) { refusesKey(t, cluster, released) })
 	t.Run("an ephemeral container", func(t *testing.T) { refusesEphemeral(t, cluster, released) })
+	t.Run("a tampered manifest", func(t *testing.T) { refusesTampered(t, cluster, released) })
 	t.Run("a tag that moves", func(t *testing.T) { refusesMovedTag(t, cluster, released) })
 	t.Run("a Deployment", func(t *testing.T) { refusesDeployment(t, cluster, released) })
 	t.Run("a namespace relabelled", func(t *testing.T) { refusesRelabelled(t, cluster, released) })

@@ -5,11 +5,13 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -30,15 +32,7 @@ const aroundKill = 15 * time.Second
 // port was closed. Whatever begins later must not fail: the other program of the Pod has the same port.
 func testGateReplicaKilled(t *testing.T) {
 	const cluster = "cluster-aws"
-	client, image := clientOf(t, cluster), runningWorker(t, cluster)
-	var wanted corev1.Pod
-	if err := yaml.Unmarshal(fmt.Appendf(nil, pod, "asked", "omnivision", image), &wanted); err != nil {
-		t.Fatal(err)
-	}
-	create := func() error {
-		_, err := client.CoreV1().Pods("omnivision").Create(context.Background(), wanted.DeepCopy(), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
-		return err
-	}
+	create, _ := createsOf(t, cluster)
 	replicas := strings.Fields(kubectl(t, cluster, "get", "pods", "-n", "omnivision-system", "-l", "app.kubernetes.io/name=omnivision-gate", "-o", "jsonpath={.items[*].metadata.name}"))
 	if len(replicas) < 2 {
 		t.Fatalf("the replicas are %v", replicas)
@@ -58,6 +52,60 @@ func testGateReplicaKilled(t *testing.T) {
 		}
 		return create()
 	})
+}
+
+// testGateRenewsItsCertificate takes the Secret of the gate's certificate away while Pods are asked for. The gate
+// writes it again with a new CA, which the API server is told before it signs, and no create fails.
+func testGateRenewsItsCertificate(t *testing.T) {
+	const cluster, namespace, name = "cluster-aws", "omnivision-system", "omnivision-gate-certificate"
+	create, client := createsOf(t, cluster)
+	bundle := func() string {
+		hooks, err := client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(t.Context(), "omnivision-gate", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(hooks.Webhooks[0].ClientConfig.CABundle)
+	}
+	before := bundle()
+	ctx, cancel := context.WithCancel(t.Context())
+	creates, failed := 0, error(nil)
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		for ctx.Err() == nil && failed == nil {
+			creates++
+			failed = create()
+		}
+	})
+	if err := client.CoreV1().Secrets(namespace).Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the new CA beside the old one in the webhooks", time.Minute, func() error {
+		if now := bundle(); strings.Count(now, "BEGIN CERTIFICATE") <= strings.Count(before, "BEGIN CERTIFICATE") {
+			return errors.New("the bundle has no further CA")
+		}
+		_, err := client.CoreV1().Secrets(namespace).Get(t.Context(), name, metav1.GetOptions{})
+		return err
+	})
+	cancel()
+	asking.Wait()
+	if failed != nil || creates < 10 {
+		t.Errorf("of %d creates one failed: %v", creates, failed)
+	}
+	t.Logf("%d creates while the certificate's Secret was made anew", creates)
+}
+
+// createsOf returns a function that asks a cluster for a Pod of its worker, in a dry run, and the client that it asks by.
+func createsOf(t *testing.T, cluster string) (create func() error, client kubernetes.Interface) {
+	t.Helper()
+	client = clientOf(t, cluster)
+	var wanted corev1.Pod
+	if err := yaml.Unmarshal(fmt.Appendf(nil, pod, "asked", "omnivision", runningWorker(t, cluster)), &wanted); err != nil {
+		t.Fatal(err)
+	}
+	return func() error {
+		_, err := client.CoreV1().Pods("omnivision").Create(context.Background(), wanted.DeepCopy(), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		return err
+	}, client
 }
 
 func clientOf(t *testing.T, cluster string) kubernetes.Interface {

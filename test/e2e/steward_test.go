@@ -16,7 +16,7 @@ import (
 const workerRollout = "omnivision-platform-worker"
 
 // testAbortHealsGit releases a worker whose canary trips an Xid in Oregon: the steward takes
-// it out of Git, and no cluster starts it again.
+// it out of Git, and no cluster starts it again. All the while Oregon is served.
 func testAbortHealsGit(t *testing.T) {
 	const cluster = "cluster-aws"
 	good := runningWorker(t, cluster)
@@ -25,6 +25,7 @@ func testAbortHealsGit(t *testing.T) {
 	g.edit(t, "infrastructure/cluster-aws/values-overrides.yaml", func(s string) string {
 		return strings.TrimRight(s, "\n") + "\ngpuHealthCheck:\n  initialDelay: 5s\n  interval: 5s\n"
 	})
+	stopAsking := askAllTheTime(t)
 	bad := releaseWorker(t, "// A change that is bad for GPUs.")
 	// Git names the canary alone, and the stable release's Pods must be able to start (P32).
 	if err := admits(t, cluster, good); err != nil {
@@ -63,6 +64,13 @@ func testAbortHealsGit(t *testing.T) {
 		}
 		return healthy(t)
 	})
+	requests := stopAsking()
+	t.Logf("requests from before the canary until it was out of Git: %v", requests.all)
+	_, goodDigest, _ := strings.Cut(good, "@")
+	delete(requests.failed, bad)
+	if len(requests.failed) > 0 || requests.all[goodDigest] == 0 {
+		t.Errorf("the stable version did not serve throughout: of %v there failed %v", requests.all, requests.failed)
+	}
 	refuses(t, cluster, workerRepositories[cluster]+"@"+bad, "[Quarantined]")
 	neverIn(t, g, "cluster-gcp", bad)
 	condemned.digest, condemned.branch = bad, branch
