@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -12,6 +11,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/omnivision/omnivision/internal/freeport"
 )
 
 // TestStreamEndsOnTheVersionThatBeganIt has a real Traefik carry a stream of the stable
@@ -86,14 +87,7 @@ func startTraefik(t *testing.T, routes string) string {
 		}
 		t.Skip("Traefik is not built: run 'make engines' and set OMNIVISION_ENGINES to the folder of programs")
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := listener.Addr().String()
-	if err := listener.Close(); err != nil {
-		t.Fatal(err)
-	}
+	address := freeport.Address(t)
 	cmd := exec.Command(program, "--global.checknewversion=false", "--global.sendanonymoususage=false", "--log.level=ERROR",
 		"--entrypoints.internal.address="+address, "--providers.providersthrottleduration=10ms", "--providers.file.directory="+filepath.Dir(routes))
 	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()

@@ -38,6 +38,7 @@ import (
 	"github.com/omnivision/omnivision/gate/inject"
 	"github.com/omnivision/omnivision/gate/server"
 	"github.com/omnivision/omnivision/gate/webhook"
+	"github.com/omnivision/omnivision/internal/freeport"
 	"github.com/omnivision/omnivision/localfleet/ca"
 	"github.com/omnivision/omnivision/localfleet/edge/apiservertest"
 )
@@ -494,13 +495,7 @@ type process struct {
 
 func startRole(b testing.TB, role string, authority *ca.Authority, root []byte, sidecar string) *process {
 	b.Helper()
-	return startRoleAt(b, freeAddress(b), role, authority, root, sidecar)
-}
-
-func freeAddress(b testing.TB) string {
-	l := listen(b)
-	defer l.Close()
-	return l.Addr().String()
+	return startRoleAt(b, freeport.Address(b), role, authority, root, sidecar)
 }
 
 // startRoleAt starts a process at an address that others of this test may have as well.

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/omnivision/omnivision/gate/killtest"
+	"github.com/omnivision/omnivision/internal/freeport"
 	"github.com/omnivision/omnivision/localfleet/ca"
 )
 
@@ -28,7 +29,7 @@ func TestKilledReplicaTakesAlongOnlyWhatItHeld(t *testing.T) {
 	start := func(address string) *process { return startRoleAt(t, address, "gate", authority, site.root, "") }
 	var twins []*process
 	for range 2 {
-		pod := freeAddress(t)
+		pod := freeport.Address(t)
 		twins = append(twins, start(pod), start(pod))
 		c.front.add(pod)
 		until(t, "the replica is not ready", func() bool { return c.front.isReady(pod) })

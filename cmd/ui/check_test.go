@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/omnivision/omnivision/internal/freeport"
 )
 
 // region is a server that answers as the parts of a region may.
@@ -33,12 +35,7 @@ func region(t *testing.T) (url string, followed *atomic.Int32) {
 // nobody is an address that refuses connections.
 func nobody(t *testing.T) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return "http://" + listener.Addr().String() + "/readyz"
+	return "http://" + freeport.Address(t) + "/readyz"
 }
 
 func TestCheckSaysWhichAddressFailedAndWhy(t *testing.T) {

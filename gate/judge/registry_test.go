@@ -3,7 +3,6 @@ package judge
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
@@ -12,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/omnivision/omnivision/internal/freeport"
 	"github.com/omnivision/omnivision/localfleet/process"
 )
 
@@ -30,14 +30,11 @@ func realRegistry(t *testing.T) *url.URL {
 		}
 		t.Skip("the registry is not built: run 'make engines' and set OMNIVISION_ENGINES to the folder of programs")
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	check(t, err)
-	address := listener.Addr().String()
-	check(t, listener.Close())
+	address := freeport.Address(t)
 	config := filepath.Join(t.TempDir(), "config.yml")
 	check(t, os.WriteFile(config, []byte(fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %s}\n", t.TempDir(), address)), 0o600))
 	supervisor := &process.Supervisor{Dir: filepath.Join(t.TempDir(), "sup")}
-	_, err = supervisor.Start(t.Context(), process.Spec{Name: "registry", Path: program, Args: []string{"serve", config}, StopGrace: time.Second})
+	_, err := supervisor.Start(t.Context(), process.Spec{Name: "registry", Path: program, Args: []string{"serve", config}, StopGrace: time.Second})
 	check(t, err)
 	t.Cleanup(func() {
 		if err := supervisor.Stop(context.Background(), "registry"); err != nil {

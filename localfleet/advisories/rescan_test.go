@@ -3,7 +3,6 @@ package advisories
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,6 +19,7 @@ import (
 	"github.com/omnivision/omnivision/gate/credentials"
 	"github.com/omnivision/omnivision/gate/judge"
 	"github.com/omnivision/omnivision/gate/policy"
+	"github.com/omnivision/omnivision/internal/freeport"
 	"github.com/omnivision/omnivision/localfleet/process"
 	"github.com/omnivision/omnivision/localfleet/registry"
 )
@@ -27,10 +27,7 @@ import (
 // realRegistry is CNCF's; trivy has found out whether engines may be missing.
 func realRegistry(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	check(t, err)
-	address := l.Addr().String()
-	check(t, l.Close())
+	address := freeport.Address(t)
 	dir := t.TempDir()
 	supervisor := &process.Supervisor{Dir: filepath.Join(dir, "supervisor")}
 	server := registry.Server{Binary: filepath.Join(os.Getenv("OMNIVISION_ENGINES"), "registry"), Dir: filepath.Join(dir, "registry"), Address: address}

@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/omnivision/omnivision/conveyor/build"
+	"github.com/omnivision/omnivision/internal/freeport"
 	"github.com/omnivision/omnivision/localfleet/process"
 	"github.com/omnivision/omnivision/localfleet/registry"
 )
@@ -73,17 +73,15 @@ func newMachines(t *testing.T) machines {
 	if os.Geteuid() != 0 {
 		t.Skip("a daemon that makes containers takes root")
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	check(t, err)
-	address := listener.Addr().String()
-	check(t, listener.Close())
+	address := freeport.Address(t)
 	m := machines{t: t, supervisor: &process.Supervisor{Dir: filepath.Join(t.TempDir(), "supervisor")}}
 	server := registry.Server{Binary: engine(t, "registry"), Dir: filepath.Join(t.TempDir(), "registry"), Address: address}
 	t.Cleanup(removeCgroups)
 	t.Cleanup(func() { check(t, m.supervisor.Stop(context.Background(), registry.Name)) })
 	check(t, server.Start(t.Context(), m.supervisor))
-	m.repository, err = name.NewRepository(address+"/omnivision/omnivision-worker", name.Insecure)
+	repository, err := name.NewRepository(address+"/omnivision/omnivision-worker", name.Insecure)
 	check(t, err)
+	m.repository = repository
 	return m
 }
 

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/omnivision/omnivision/internal/freeport"
 	"github.com/omnivision/omnivision/localfleet/ca"
 	"github.com/omnivision/omnivision/localfleet/edge/forward"
 	"github.com/omnivision/omnivision/localfleet/edge/front"
@@ -40,16 +41,6 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func freePort(t *testing.T) uint16 {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return netip.MustParseAddrPort(l.Addr().String()).Port()
-}
-
 func loopback(port uint16) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 
 // baseConfig is an edge on loopback whose forge answers "forge".
@@ -64,7 +55,7 @@ func baseConfig(t *testing.T) Config {
 	t.Cleanup(forge.Close)
 	return Config{
 		StateDir: filepath.Join(dir, "state"), CADir: filepath.Join(dir, "ca"),
-		Hub:    Hub{Address: netip.MustParseAddr("127.0.0.1"), HTTPSPort: freePort(t), HTTPPort: freePort(t)},
+		Hub:    Hub{Address: netip.MustParseAddr("127.0.0.1"), HTTPSPort: freeport.Port(t), HTTPPort: freeport.Port(t)},
 		Routes: []front.Route{{Hosts: []string{"github.com"}, Kind: front.Proxy, Target: target.Target{Address: strings.TrimPrefix(forge.URL, "http://")}}},
 	}
 }
@@ -184,7 +175,7 @@ func say(conn net.Conn, line string) (string, error) {
 
 func TestReloadKeepsWhatStaysAndTakesUpWhatIsNew(t *testing.T) {
 	c := baseConfig(t)
-	kept, gone, added := freePort(t), freePort(t), freePort(t)
+	kept, gone, added := freeport.Port(t), freeport.Port(t), freeport.Port(t)
 	tcp := func(name string, port uint16) forward.Spec {
 		return forward.Spec{Name: name, Kind: forward.TCP, Listen: loopback(port), Target: echo(t, name)}
 	}
@@ -269,11 +260,11 @@ func TestStopEndsWithinTwoSecondsWithRequestsInFlight(t *testing.T) {
 	c := baseConfig(t)
 	hang := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
 	defer hang.Close()
-	port := freePort(t)
+	port := freeport.Port(t)
 	c.Routes[0].Target.Address = strings.TrimPrefix(hang.URL, "http://")
 	c.Forwards = []forward.Spec{
 		{Name: "tcp", Kind: forward.TCP, Listen: loopback(port), Target: echo(t, "e")},
-		{Name: "http", Kind: forward.HTTP, Listen: loopback(freePort(t)), Target: c.Routes[0].Target},
+		{Name: "http", Kind: forward.HTTP, Listen: loopback(freeport.Port(t)), Target: c.Routes[0].Target},
 	}
 	_, stop := startEdge(t, c)
 	waitReady(t, c)
@@ -368,7 +359,7 @@ func TestProcessSurvivesKillAndObeysSignals(t *testing.T) {
 	second := spawn()
 	digest := status(t, c).ConfigDigest
 	next := c
-	next.Forwards = []forward.Spec{{Name: "new", Kind: forward.TCP, Listen: loopback(freePort(t)), Target: echo(t, "e")}}
+	next.Forwards = []forward.Spec{{Name: "new", Kind: forward.TCP, Listen: loopback(freeport.Port(t)), Target: echo(t, "e")}}
 	write(t, configPath(c), next)
 	if err := second.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)

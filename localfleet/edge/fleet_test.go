@@ -23,6 +23,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/omnivision/omnivision/internal/freeport"
 	"github.com/omnivision/omnivision/localfleet/ca"
 	"github.com/omnivision/omnivision/localfleet/edge/apiservertest"
 	"github.com/omnivision/omnivision/localfleet/edge/forward"
@@ -80,7 +81,7 @@ func TestFleetOfNamespaces(t *testing.T) {
 	c := baseConfig(t)
 	c.Hub = Hub{NetNS: hub, Address: netip.MustParseAddr("10.231.0.1")}
 	c.Routes = productionRoutes(target.Target{NetNS: hub, Address: "127.0.0.1:3000"}, target.Target{NetNS: hub, Address: "127.0.0.1:5000"})
-	page := loopback(freePort(t))
+	page := loopback(freeport.Port(t))
 	c.Forwards = []forward.Spec{
 		{Name: "page", Kind: forward.HTTP, Listen: page, Host: "ui.example", Target: target.Target{NetNS: node, Address: "10.231.0.2:8080"}},
 		{Name: "hook", Kind: forward.TCP, Listen: "10.231.0.1:8443", ListenNetNS: hub, Target: target.Target{NetNS: node, Address: "127.0.0.1:8081"}},
@@ -172,7 +173,7 @@ func TestServiceOfARealClusterIsFollowed(t *testing.T) {
 	}
 	c := baseConfig(t)
 	kubeconfig := filepath.Join(filepath.Dir(c.StateDir), "kubeconfig")
-	listen := loopback(freePort(t))
+	listen := loopback(freeport.Port(t))
 	c.Clusters = []Cluster{{Name: "cluster-aws", Kubeconfig: kubeconfig, NodeNetNS: []string{"ov-no-such-node", node}, LoadBalancer: &loadbalancer.Options{Addresses: []string{"10.111.1.11"}}}}
 	c.Forwards = []forward.Spec{{Name: "argocd", Kind: forward.HTTP, Listen: listen, Target: target.Target{Service: &target.Service{Cluster: "cluster-aws", Namespace: "default", Name: "argocd-server", Port: "http"}}}}
 	startEdge(t, c)

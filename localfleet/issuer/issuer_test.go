@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -18,6 +17,8 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
+
+	"github.com/omnivision/omnivision/internal/freeport"
 )
 
 func check(t testing.TB, err error) {
@@ -227,16 +228,10 @@ func TestKeyIsKeptAndOnlyItsOwnersToRead(t *testing.T) {
 func serving(t *testing.T) Config {
 	t.Helper()
 	dir := t.TempDir()
-	listen := func() string {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		check(t, err)
-		defer l.Close()
-		return l.Addr().String()
-	}
 	config := Config{
 		StateDir: filepath.Join(dir, "state"),
-		Actions:  ActionsConfig{Listen: listen(), ForgeURL: "http://127.0.0.1:1", ForgeTokenFile: filepath.Join(dir, "token"), RuntimeSecretFile: filepath.Join(dir, "secret")},
-		People:   PeopleConfig{Listen: listen(), Socket: filepath.Join(dir, "run", "people.sock")},
+		Actions:  ActionsConfig{Listen: freeport.Address(t), ForgeURL: "http://127.0.0.1:1", ForgeTokenFile: filepath.Join(dir, "token"), RuntimeSecretFile: filepath.Join(dir, "secret")},
+		People:   PeopleConfig{Listen: freeport.Address(t), Socket: filepath.Join(dir, "run", "people.sock")},
 	}
 	data, err := json.Marshal(config)
 	check(t, err)

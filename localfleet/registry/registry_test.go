@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -14,18 +13,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
+	"github.com/omnivision/omnivision/internal/freeport"
 	"github.com/omnivision/omnivision/localfleet/process"
 )
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
 
 // registryProgram finds the engine. Where its folder is named, as `make test` does, it must be there.
 func registryProgram(t *testing.T) string {
@@ -121,7 +111,7 @@ func TestRegistryKeepsWhatWasPushedOverAKill(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	s := Server{Binary: registryProgram(t), Dir: filepath.Join(dir, "registry"), Address: freeAddress(t)}
+	s := Server{Binary: registryProgram(t), Dir: filepath.Join(dir, "registry"), Address: freeport.Address(t)}
 	if os.Getuid() == 0 {
 		s.UID, s.GID = 65534, 65534
 		if err := os.Chmod(dir, 0o755); err != nil {

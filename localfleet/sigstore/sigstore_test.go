@@ -2,19 +2,18 @@ package sigstore
 
 import (
 	"context"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"reflect"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/sigstore/sigstore-go/pkg/root"
 
+	"github.com/omnivision/omnivision/internal/freeport"
 	"github.com/omnivision/omnivision/localfleet/process"
 )
 
@@ -23,23 +22,6 @@ func check(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	check(t, err)
-	defer l.Close()
-	return l.Addr().String()
-}
-
-func freePort(t testing.TB) uint16 {
-	t.Helper()
-	_, port, err := net.SplitHostPort(freeAddress(t))
-	check(t, err)
-	number, err := strconv.ParseUint(port, 10, 16)
-	check(t, err)
-	return uint16(number)
 }
 
 // engine finds a program. Where the engines' folder is named, as `make test` does, it must be there.
@@ -69,8 +51,8 @@ func started(t *testing.T, change func(*Server)) (Server, *process.Supervisor) {
 		Programs: Programs{Fulcio: engine(t, "fulcio"), Rekor: engine(t, "rekor-server"), Timestamp: engine(t, "timestamp-server")},
 		Dir:      filepath.Join(dir, "sigstore"),
 		Listen: Addresses{
-			Fulcio: freeAddress(t), Rekor: freeAddress(t), Timestamp: freeAddress(t), RekorGRPC: freeAddress(t), FulcioGRPC: freeAddress(t),
-			FulcioMetrics: freePort(t), RekorMetrics: freePort(t),
+			Fulcio: freeport.Address(t), Rekor: freeport.Address(t), Timestamp: freeport.Address(t), RekorGRPC: freeport.Address(t), FulcioGRPC: freeport.Address(t),
+			FulcioMetrics: freeport.Port(t), RekorMetrics: freeport.Port(t),
 		},
 	}
 	if change != nil {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/omnivision/omnivision/internal/freeport"
 	"github.com/omnivision/omnivision/localfleet/ca"
 	"github.com/omnivision/omnivision/localfleet/process"
 	"k8s.io/client-go/rest"
@@ -33,7 +34,7 @@ func Start(t testing.TB) *Server {
 	t.Helper()
 	etcd, apiserver := program(t, "etcd"), program(t, "kube-apiserver")
 	dir := t.TempDir()
-	etcdClient, etcdPeer, apiAddr := freeAddress(t), freeAddress(t), freeAddress(t)
+	etcdClient, etcdPeer, apiAddr := freeport.Address(t), freeport.Address(t), freeport.Address(t)
 	authority, err := ca.LoadOrCreate(filepath.Join(dir, "ca"))
 	check(t, err)
 	crt, key := filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
@@ -125,14 +126,6 @@ func program(t testing.TB, name string) string {
 		t.Skipf("%s is not built: run 'make engines'", name)
 	}
 	return path
-}
-
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	check(t, err)
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func check(t testing.TB, err error) {

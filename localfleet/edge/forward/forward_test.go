@@ -16,23 +16,14 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+	"github.com/omnivision/omnivision/internal/freeport"
 	"github.com/omnivision/omnivision/localfleet/edge/target"
 )
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
 
 func start(t *testing.T, spec Spec) *Forward {
 	t.Helper()
 	if spec.Listen == "" {
-		spec.Listen = freeAddress(t)
+		spec.Listen = freeport.Address(t)
 	}
 	if spec.Name == "" {
 		spec.Name = t.Name()
@@ -134,7 +125,7 @@ func TestForwardComesUpWhenItsPortIsFreed(t *testing.T) {
 }
 
 func TestTargetThatIsDownIsShownAndRecovers(t *testing.T) {
-	addr := freeAddress(t)
+	addr := freeport.Address(t)
 	f := start(t, Spec{Kind: TCP, Target: target.Target{Address: addr}})
 	conn, err := net.Dial("tcp", f.Spec().Listen)
 	if err != nil {
@@ -312,7 +303,7 @@ func TestUpdateMovesNewRequestsAndKeepsTheListener(t *testing.T) {
 		t.Errorf("the request in flight: %q %v", line, err)
 	}
 	elsewhere := next
-	elsewhere.Listen = freeAddress(t)
+	elsewhere.Listen = freeport.Address(t)
 	if err := f.Update(elsewhere); err == nil {
 		t.Error("the listener moved")
 	}

@@ -28,6 +28,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/stream"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/omnivision/omnivision/internal/freeport"
 	"github.com/omnivision/omnivision/localfleet/ca"
 	"github.com/omnivision/omnivision/localfleet/edge/target"
 	"github.com/omnivision/omnivision/localfleet/process"
@@ -140,7 +141,7 @@ func eachRegistry(t *testing.T, test func(t *testing.T, server string, real bool
 func startDistribution(t *testing.T) string {
 	t.Helper()
 	binary := registryProgram(t)
-	addr := freeAddress(t)
+	addr := freeport.Address(t)
 	dir := t.TempDir()
 	sup := &process.Supervisor{Dir: filepath.Join(dir, "sup")}
 	s := registry.Server{Binary: binary, Dir: filepath.Join(dir, "registry"), Address: addr}
@@ -170,16 +171,6 @@ func registryProgram(t *testing.T) string {
 		t.Skip("the registry is not built: run 'make engines'")
 	}
 	return path
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func registryRoutes(server string) []Route {
@@ -678,7 +669,7 @@ func TestEachNameHasItsOwnCertificate(t *testing.T) {
 }
 
 func TestTargetThatIsDownIsNamedWithTheNextStep(t *testing.T) {
-	f := newFleet(t, registryRoutes(freeAddress(t)))
+	f := newFleet(t, registryRoutes(freeport.Address(t)))
 	resp, body := f.get(t, "https://github.com/omnivision/omnivision")
 	if resp.StatusCode != http.StatusBadGateway || !strings.Contains(body, "127.0.0.1:1") || !strings.Contains(body, "omnivision status") {
 		t.Errorf("%s %s", resp.Status, body)

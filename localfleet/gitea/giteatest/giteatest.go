@@ -6,14 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/omnivision/omnivision/internal/freeport"
 	"github.com/omnivision/omnivision/localfleet/gitea"
 	"github.com/omnivision/omnivision/localfleet/netns"
 	"github.com/omnivision/omnivision/localfleet/process"
@@ -69,6 +68,7 @@ type Instance struct {
 	once       sync.Once
 	err        error
 	dir        string
+	release    func() error // of the port
 	server     *gitea.Server
 	config     gitea.Config
 	engines    Engines
@@ -108,9 +108,11 @@ func (i *Instance) start() (err error) {
 	}
 	address := "127.0.0.1:3000"
 	if i.NetNS == "" {
-		if address, err = freeAddress(); err != nil {
+		port, release, err := freeport.Reserve()
+		if err != nil {
 			return err
 		}
+		i.release, address = release, fmt.Sprintf("127.0.0.1:%d", port)
 	} else if err := netns.Ensure(i.NetNS); err != nil {
 		return err
 	}
@@ -125,21 +127,6 @@ func (i *Instance) start() (err error) {
 		return err
 	}
 	return i.server.EnsureAdmin(ctx)
-}
-
-// freeAddress is one that nobody has and that no connection is given by itself: those ports
-// begin at 32768, and Gitea takes seconds until it listens.
-func freeAddress() (string, error) {
-	const first, last, tries = 20000, 32000, 100
-	var err error
-	for range tries {
-		address := fmt.Sprintf("127.0.0.1:%d", first+rand.IntN(last-first))
-		var l net.Listener
-		if l, err = net.Listen("tcp", address); err == nil {
-			return address, l.Close()
-		}
-	}
-	return "", fmt.Errorf("looking for a free port: %w", err)
 }
 
 // Restart starts Gitea unless it runs.
@@ -175,6 +162,9 @@ func (i *Instance) Close() {
 	}
 	if i.NetNS != "" {
 		_ = netns.Delete(i.NetNS)
+	}
+	if i.release != nil {
+		_ = i.release()
 	}
 	_ = os.RemoveAll(i.dir)
 }

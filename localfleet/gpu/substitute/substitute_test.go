@@ -14,6 +14,7 @@ import (
 
 	pluginv1beta1 "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 
+	"github.com/omnivision/omnivision/internal/freeport"
 	"github.com/omnivision/omnivision/localfleet/gpu/control"
 	"github.com/omnivision/omnivision/localfleet/gpu/device"
 	"github.com/omnivision/omnivision/localfleet/gpu/kubelettest"
@@ -40,24 +41,13 @@ func start(t *testing.T, cfg Config) func() error {
 	return stop
 }
 
-// freeAddress is an address of the loopback interface that nobody uses at the moment.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return listener.Addr().String()
-}
-
 func newConfig(t *testing.T, kubelet *kubelettest.Kubelet) Config {
 	t.Helper()
 	return Config{
 		Cluster: "cluster-aws", Node: "gpu-0", Count: 2,
 		StateDir: filepath.Join(kubelet.Root, "gpu"), HostStateDir: "/host/gpu",
 		DevicePluginDir: kubelet.DevicePluginDir(), PodResourcesSocket: kubelet.PodResourcesSocket(),
-		MetricsListen: freeAddress(t), Version: "v0",
+		MetricsListen: freeport.Address(t), Version: "v0",
 	}
 }
 

@@ -3,15 +3,17 @@ package lokitest
 
 import (
 	"context"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/omnivision/omnivision/internal/freeport"
 )
 
 // limit is for what takes a second on an idle machine.
@@ -41,7 +43,7 @@ func Start(t testing.TB, root string) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, port, grpcPort := t.TempDir(), freePort(t), freePort(t)
+	dir, port, grpcPort := t.TempDir(), strconv.Itoa(int(freeport.Port(t))), strconv.Itoa(int(freeport.Port(t)))
 	replaced := strings.NewReplacer(": /loki", ": "+dir, "http_listen_port: 3100", "http_listen_port: "+port,
 		"grpc_listen_port: 9095", "grpc_listen_port: "+grpcPort, "127.0.0.1:9095", "127.0.0.1:"+grpcPort)
 	config := filepath.Join(dir, "loki.yaml")
@@ -109,19 +111,4 @@ func (s *Server) Stop() {
 		<-s.ended
 	}
 	s.process = nil
-}
-
-// freePort is one that nobody listens on now.
-func freePort(t testing.TB) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	_, port, err := net.SplitHostPort(listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
 }
