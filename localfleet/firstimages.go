@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -46,11 +47,29 @@ const FirstImagesCommand = "vouch"
 // firstImagesLimit is far above what scanning and signing take.
 const firstImagesLimit = 15 * time.Minute
 
-// vouch scans and signs the images that Up has assembled, in the name of the workflow that
+// vouchForApps is for the images of the platform's apps, which no gate admits before.
+func (f *Fleet) vouchForApps(ctx context.Context, report func(string)) error {
+	return f.vouch(ctx, f.appImages(), report)
+}
+
+// vouchForComponents is for the programs of ours beside the platform. Their namespaces are not
+// judged, so no cluster waits for it.
+func (f *Fleet) vouchForComponents(ctx context.Context, report func(string)) error {
+	images, err := f.componentFirstImages()
+	if err != nil {
+		return err
+	}
+	return f.vouch(ctx, images, report)
+}
+
+// vouch scans and signs images that Up has assembled, in the name of the workflow that
 // would have built them. It runs as the conveyor does, where production's names lead to
 // the fleet.
-func (f *Fleet) vouch(ctx context.Context, report func(string)) error {
-	request, err := json.Marshal(f.firstImages())
+func (f *Fleet) vouch(ctx context.Context, images []FirstImage, report func(string)) error {
+	request, err := json.Marshal(FirstImages{
+		Source: f.Source, Commit: f.version.Commit, Version: f.version.Tag, Images: images,
+		Evidence: filepath.Join(f.CacheDir, "first-images"), Database: filepath.Join(f.CacheDir, "trivy"),
+	})
 	if err != nil {
 		return err
 	}
@@ -85,23 +104,35 @@ func (f *Fleet) vouch(ctx context.Context, report func(string)) error {
 	return nil
 }
 
-// firstImages lists each app's image with every repository that it was brought to.
-func (f *Fleet) firstImages() FirstImages {
-	list := FirstImages{
-		Source: f.Source, Commit: f.version.Commit, Version: f.version.Tag,
-		Evidence: filepath.Join(f.CacheDir, "first-images"), Database: filepath.Join(f.CacheDir, "trivy"),
-	}
+// appImages lists each app's image with every repository that it was brought to.
+func (f *Fleet) appImages() (images []FirstImage) {
 	for _, app := range f.Tree.Apps {
-		first := FirstImage{App: app.Name, Digest: f.made.releases[app.Repository].Digest, Platform: "linux/" + runtime.GOARCH}
+		first := f.firstImage(app.Name, app.Repository)
 		for _, cluster := range f.Tree.Clusters {
 			repository := cluster.ImageRegistry + "/" + app.Repository
 			if !slices.Contains(first.Repositories, repository) {
 				first.Repositories = append(first.Repositories, repository)
 			}
 		}
-		list.Images = append(list.Images, first)
+		images = append(images, first)
 	}
-	return list
+	return images
+}
+
+// componentFirstImages lists the images of this source that components of the GitOps repository name.
+func (f *Fleet) componentFirstImages() (images []FirstImage, err error) {
+	components, err := f.components()
+	for _, component := range components {
+		first := f.firstImage(path.Base(component.Name), path.Base(component.Name), component.Name)
+		if !slices.ContainsFunc(images, func(i FirstImage) bool { return i.App == first.App }) {
+			images = append(images, first)
+		}
+	}
+	return images, err
+}
+
+func (f *Fleet) firstImage(app, made string, repositories ...string) FirstImage {
+	return FirstImage{App: app, Digest: f.made.releases[made].Digest, Platform: "linux/" + runtime.GOARCH, Repositories: repositories}
 }
 
 // vouchEnvironment holds the identity of the workflow that the fleet trusts.

@@ -36,7 +36,7 @@ var always = []Substitute{
 	{"cloud load balancers", "a controller that gives Services of type LoadBalancer a node's address"},
 	{"EKS and GKE", "Kubernetes from its Go modules, with the clouds' labels, zones and taints on the nodes"},
 	{"NetworkPolicy enforcement", "none: the fleet's network plugin does not enforce policies; what the rendered ones let through is proven by tests"},
-	{"the first release", "up assembles the images of worker and ui, scans them, signs them in the name of the conveyor's workflow and writes their digests into the GitOps tree; later ones are the conveyor's"},
+	{"the first release", "up assembles the images of this source, scans them, signs them in the name of the conveyor's workflow and writes their digests into the GitOps tree; later ones are the conveyor's"},
 	{"Sigstore", "a Fulcio, a Rekor and a timestamp authority of the fleet's own, under the public ones' names, without a log of certificates"},
 	{"GitHub's and Sigstore's identity issuers", "an issuer of the fleet's own, with GitHub's claims for jobs that run and for the first images, and for root at a shell"},
 	{"Trivy's vulnerability database", "a small one of some published advisories: an image that passes is not proven healthy"},

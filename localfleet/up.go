@@ -37,7 +37,7 @@ func (f *Fleet) Steps() []story.Step {
 		{Name: "Sigstore", After: []string{"view from inside", "identity issuer"}, Run: f.startSigstore},
 		{Name: "trust and tokens", After: []string{"Sigstore"}, Run: f.belongings},
 		{Name: "vulnerability database", After: []string{"registry"}, Run: f.vulnerabilityDatabase},
-		{Name: "evidence of the images", After: []string{"publish images of this source", "Sigstore", "vulnerability database"}, Run: f.vouch},
+		{Name: "evidence of the images", After: []string{"publish images of this source", "Sigstore", "vulnerability database"}, Run: f.vouchForApps},
 
 		{Name: "nodes", After: []string{"control planes", "edge", "publish images"}, Run: f.nodes},
 		{Name: "cluster DNS", After: []string{"control planes"}, Run: f.installDNS},
@@ -51,6 +51,7 @@ func (f *Fleet) Steps() []story.Step {
 		{Name: "source repository", After: []string{"root Applications"}, Run: f.pushSource},
 		// The platform comes last: by then there is evidence, or its Pods are tried again.
 		{Name: "Synced and Healthy", After: []string{"root Applications", "webhooks", "GPU substitute", "evidence of the images"}, Run: f.waitHealthy},
+		{Name: "evidence of the components", After: []string{"evidence of the images"}, Run: f.vouchForComponents},
 	}
 }
 

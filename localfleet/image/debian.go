@@ -95,6 +95,7 @@ var packageSets = []packageSet{
 		},
 		Exclude: installers,
 		Users:   []user{{"argocd", 999, 999, "/home/argocd"}},
+		Listed:  true, // the steward's image, which stands on it too, is scanned
 	},
 	{
 		Name:    "redis",

@@ -367,11 +367,8 @@ func own(image, program, user string) Recipe {
 		config: v1.Config{User: user, WorkingDir: "/", Entrypoint: []string{"/usr/local/bin/" + program}, Env: []string{defaultPath}},
 	}
 	switch image {
-	case gateImage, stewardImage, podlogsImage:
-		r.Substitute = image + " is assembled from this source without BuildKit, scan and signature; no gate judges its own namespace"
-		if image == stewardImage {
-			r.base = "argocd" // the packages around Argo CD, of which it wants git
-		}
+	case stewardImage:
+		r.base = "argocd" // the packages around Argo CD, of which it wants git
 	case gpuSubstituteImage:
 		r.Substitute = "GPUs, their device plugin and DCGM's exporter are simulated by cmd/gpu-substitute"
 	}

@@ -397,11 +397,10 @@ func testEvidence(t *testing.T) {
 	}
 }
 
-// deployedEvidence verifies each image that the gate judges and a Pod of either cluster runs:
-// signature and provenance of what the Pod names, SBOM and scan of what a node runs of it. The
-// programs beside the platform are as up has assembled them until the conveyor releases them.
+// deployedEvidence verifies each image of ours that a Pod of either cluster runs: signature and
+// provenance of what the Pod names, SBOM and scan of what a node runs of it.
 func deployedEvidence(t *testing.T) {
-	ours := []string{workerApp, "omnivision-ui"}
+	ours := []string{workerApp, "omnivision-ui", "omnivision-gate", "omnivision-steward", "omnivision-podlogs"}
 	runs := func(image string) string {
 		at := slices.IndexFunc(ours, func(name string) bool { return strings.Contains(image, "/"+name+":") })
 		if at < 0 {
