@@ -6,13 +6,15 @@ package configmap
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/util/retry"
+	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/omnivision/omnivision/gate/judge"
 )
@@ -64,28 +66,46 @@ func (s Store) read(object *corev1.ConfigMap) ([]judge.Admission, error) {
 	return admissions, nil
 }
 
+// turns is how a replica waits for its own: every process of every replica writes here, at the same
+// moment when one release comes to all of them. Half a minute of conflicts is more than that takes.
+var turns = wait.Backoff{Steps: 14, Duration: 20 * time.Millisecond, Factor: 1.5, Jitter: 1}
+
 // Save implements judge.Store. Another replica's writes are kept: whoever comes second
 // reads again.
 func (s Store) Save(ctx context.Context, admissions []judge.Admission) error {
-	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
-		object, err := s.Client.Get(ctx, s.Name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			return s.create(ctx, admissions)
+	var conflict error
+	err := wait.ExponentialBackoffWithContext(ctx, turns, func(ctx context.Context) (bool, error) {
+		err := s.saveOnce(ctx, admissions)
+		if apierrors.IsConflict(err) {
+			conflict = err
+			return false, nil
 		}
-		if err != nil {
-			return fmt.Errorf("reading the ConfigMap %s: %w", s.Name, err)
-		}
-		kept, err := s.read(object)
-		if err != nil {
-			kept = nil // written anew
-		}
-		object = object.DeepCopy()
-		if object.Data, err = s.data(merge(kept, admissions)); err != nil {
-			return err
-		}
-		_, err = s.Client.Update(ctx, object, metav1.UpdateOptions{})
-		return err
+		return err == nil, err
 	})
+	if wait.Interrupted(err) && conflict != nil {
+		return fmt.Errorf("writing the ConfigMap %s: %w", s.Name, errors.Join(conflict, context.Cause(ctx)))
+	}
+	return err
+}
+
+func (s Store) saveOnce(ctx context.Context, admissions []judge.Admission) error {
+	object, err := s.Client.Get(ctx, s.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return s.create(ctx, admissions)
+	}
+	if err != nil {
+		return fmt.Errorf("reading the ConfigMap %s: %w", s.Name, err)
+	}
+	kept, err := s.read(object)
+	if err != nil {
+		kept = nil // written anew
+	}
+	object = object.DeepCopy()
+	if object.Data, err = s.data(merge(kept, admissions)); err != nil {
+		return err
+	}
+	_, err = s.Client.Update(ctx, object, metav1.UpdateOptions{})
+	return err
 }
 
 // create writes the first one. If another replica did meanwhile, that is a conflict.

@@ -2,6 +2,7 @@ package configmap
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
@@ -123,5 +125,38 @@ func TestWhatCannotBeReadIsWrittenAnew(t *testing.T) {
 	check(t, store.Save(t.Context(), []judge.Admission{admission("a", 1)}))
 	if kept, err := store.Load(t.Context()); err != nil || digests(kept) != "a" {
 		t.Errorf("there is %v: %v", kept, err)
+	}
+}
+
+// contended answers as an API server does while others write: with a conflict, so many times.
+type contended struct {
+	memory
+	conflicts int
+}
+
+func (c *contended) Update(ctx context.Context, o *corev1.ConfigMap, options metav1.UpdateOptions) (*corev1.ConfigMap, error) {
+	if c.conflicts--; c.conflicts >= 0 {
+		return nil, apierrors.NewConflict(corev1.Resource("configmaps"), o.Name, errors.New("the object has been modified"))
+	}
+	return c.memory.Update(ctx, o, options)
+}
+
+// Six processes of three replicas may each be behind the other five.
+func TestAReplicaWaitsForItsTurn(t *testing.T) {
+	c := &contended{memory{&corev1.ConfigMap{}}, 6}
+	store := Store{Client: c, Name: "x"}
+	check(t, store.Save(t.Context(), []judge.Admission{admission("a", 1)}))
+	if kept, err := store.Load(t.Context()); err != nil || digests(kept) != "a" {
+		t.Errorf("there is %v: %v", kept, err)
+	}
+}
+
+func TestWhoIsToldToStopSaysWhatItWaitedFor(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	c := &contended{memory{&corev1.ConfigMap{}}, 1 << 20}
+	err := Store{Client: c, Name: "x"}.Save(ctx, []judge.Admission{admission("a", 1)})
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "has been modified") {
+		t.Errorf("it ends with %v", err)
 	}
 }
