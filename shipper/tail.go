@@ -2,6 +2,7 @@ package shipper
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -38,6 +39,7 @@ type file struct {
 	joiners  map[string]*joiner
 	values   map[string]string // container, restart, file: what labels are made of
 	rotated  time.Time         // since when another file has its name
+	sibling  string            // the name that it was rotated to, once that was seen
 	ended    bool              // nothing was left at the last look
 }
 
@@ -82,14 +84,12 @@ func (t *tailer) refresh(now time.Time) error {
 		if excluded, _ := filepath.Match(t.config.Tail.Exclude, path); excluded {
 			continue
 		}
-		for _, candidate := range append(t.leftBehind(path), path) {
-			if id, err := t.open(candidate, path); err == nil && candidate == path {
-				owners[path] = id
-			} else if err != nil && !errors.Is(err, os.ErrNotExist) {
-				problems = append(problems, err)
-			}
+		id, err := t.follow(path)
+		if err == nil {
+			owners[path] = id
+		} else if !errors.Is(err, os.ErrNotExist) {
+			problems = append(problems, err)
 		}
-		t.known[path] = true
 	}
 	for id, f := range t.files {
 		if owners[f.Path] == id {
@@ -101,22 +101,48 @@ func (t *tailer) refresh(now time.Time) error {
 	return errors.Join(problems...)
 }
 
-// leftBehind are the files that were rotated away from a path since it was looked at last, by this process or an earlier
-// one: the one that was being read, and those that came and went since. The kubelet appends the time to the name, and
-// compresses all but the newest.
-func (t *tailer) leftBehind(path string) []string {
-	info, err := os.Stat(path)
+// follow opens the file that has a path now, unless it is open, and those that had it since it was looked at last. What
+// has the path now is opened first: a rotation after that leaves behind a file that is known. As long as files are open
+// that were rotated away it looks again, since a folder that is listed while names change in it may not show them all.
+func (t *tailer) follow(path string) (fileID, error) {
+	open := len(t.files)
+	id, err := t.open(path, path)
 	if err != nil {
-		return nil
+		return id, err
 	}
-	if _, open := t.files[identify(info)]; open {
-		return nil
+	var problems []error
+	if len(t.files) > open || t.hasRotated(path, id) {
+		for _, sibling := range t.leftBehind(path, id) {
+			id, err := t.open(sibling, path)
+			if err == nil {
+				t.files[id].sibling = sibling
+			} else if !errors.Is(err, os.ErrNotExist) {
+				problems = append(problems, err)
+			}
+		}
 	}
+	t.known[path] = true
+	return id, errors.Join(problems...)
+}
+
+// hasRotated reports whether a file is open that had the path before the newest.
+func (t *tailer) hasRotated(path string, newest fileID) bool {
+	for id, f := range t.files {
+		if f.Path == path && id != newest {
+			return true
+		}
+	}
+	return false
+}
+
+// leftBehind are the files that were rotated away from a path, from the oldest on that is read, by this process or an
+// earlier one. The kubelet appends the time to the name, and compresses all but the newest.
+func (t *tailer) leftBehind(path string, newest fileID) []string {
 	siblings, _ := filepath.Glob(path + ".*")
 	slices.Sort(siblings)
 	siblings = slices.DeleteFunc(siblings, func(s string) bool { return strings.HasSuffix(s, ".gz") || strings.HasSuffix(s, ".tmp") })
-	for i := len(siblings) - 1; i >= 0; i-- {
-		if t.knows(siblings[i]) {
+	for i, sibling := range siblings {
+		if t.knows(sibling, newest) {
 			return siblings[i:]
 		}
 	}
@@ -126,10 +152,11 @@ func (t *tailer) leftBehind(path string) []string {
 	return nil
 }
 
-// knows reports whether a file is being read, or was by an earlier process.
-func (t *tailer) knows(path string) bool {
+// knows reports whether a file is being read, or was by an earlier process, beside the newest, which may just have been
+// rotated.
+func (t *tailer) knows(path string, newest fileID) bool {
 	info, err := os.Stat(path)
-	if err != nil {
+	if err != nil || identify(info) == newest {
 		return false
 	}
 	_, open := t.files[identify(info)]
@@ -229,7 +256,13 @@ func (t *tailer) inOrder() []*file {
 			}
 			return 1
 		}
-		return a.rotated.Compare(b.rotated)
+		if (a.sibling == "") != (b.sibling == "") {
+			if b.sibling == "" {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Or(strings.Compare(a.sibling, b.sibling), a.rotated.Compare(b.rotated))
 	})
 	return files
 }
@@ -301,14 +334,17 @@ func (t *tailer) finish(now time.Time, emit func(*file, string, entry)) {
 	}
 }
 
-// close lets go of files that were rotated away a while ago and read to their end.
+// close lets go of files that were rotated away a while ago and read to their end, the oldest of a name first: what is
+// newer than one that is open is never taken for one that was not read (leftBehind).
 func (t *tailer) close(now time.Time) {
-	for id, f := range t.files {
-		if _, pending := f.pending(); pending || !f.ended || f.rotated.IsZero() || now.Sub(f.rotated) < t.config.Tail.RotateWait {
+	kept := map[string]bool{}
+	for _, f := range t.inOrder() {
+		if _, pending := f.pending(); kept[f.Path] || pending || !f.ended || f.rotated.IsZero() || now.Sub(f.rotated) < t.config.Tail.RotateWait {
+			kept[f.Path] = true
 			continue
 		}
 		_ = f.handle.Close()
-		delete(t.files, id)
+		delete(t.files, f.fileID)
 	}
 }
 

@@ -1,0 +1,95 @@
+package shipper
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// A log is rotated while the tailer looks for files, at any moment of it.
+func TestRotationAtAnyMomentOfALookLosesAndDoublesNothing(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "main", "0.log")
+	if err := os.Mkdir(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	config := &Config{}
+	config.Tail.Path, config.Tail.FromHead, config.Tail.BufferMax, config.Tail.RotateWait = filepath.Join(dir, "*", "*.log"), true, 1<<20, time.Hour
+	const rotations = 300
+	rotated := make(chan error, 1)
+	go func() {
+		for i := range rotations {
+			line := fmt.Sprintf("2026-11-27T02:00:00.%09dZ stdout F %d\n", i, i)
+			if err := os.WriteFile(path, []byte(line), 0o600); err != nil {
+				rotated <- err
+				return
+			}
+			if err := os.Rename(path, fmt.Sprintf("%s.%06d", path, i)); err != nil {
+				rotated <- err
+				return
+			}
+		}
+		rotated <- os.WriteFile(path, []byte("2026-11-27T02:00:01Z stdout F last\n"), 0o600)
+	}()
+	tail := newTailer(config, nil, newMetrics())
+	defer tail.closeAll()
+	seen := map[string]int{}
+	look := func() {
+		now := time.Now()
+		if err := tail.refresh(now); err != nil {
+			t.Fatal(err)
+		}
+		for some := true; some; {
+			var err error
+			if some, err = tail.read(now, func(_ *file, _ string, e entry) { seen[string(e.text)]++ }); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for done := false; !done; look() {
+		select {
+		case err := <-rotated:
+			if err != nil {
+				t.Fatal(err)
+			}
+			done = true
+		default:
+		}
+	}
+	tail.finish(time.Now(), func(_ *file, _ string, e entry) { seen[string(e.text)]++ })
+	for i := range rotations {
+		if n := seen[fmt.Sprint(i)]; n != 1 {
+			t.Errorf("line %d was read %d times", i, n)
+		}
+	}
+	if seen["last"] != 1 {
+		t.Errorf("the last line was read %d times", seen["last"])
+	}
+}
+
+// What is newer than a file that is read is not let go of before it, or it would be taken for a file that was missed.
+func TestFilesAreLetGoOfInTheirOrder(t *testing.T) {
+	config := &Config{}
+	config.Tail.RotateWait = time.Second
+	tail := newTailer(config, nil, newMetrics())
+	defer tail.closeAll()
+	start := time.Now()
+	for i, rotated := range []time.Duration{3 * time.Second, time.Second, 2 * time.Second} {
+		handle, err := os.Create(filepath.Join(t.TempDir(), "0.log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := fileID{Inode: uint64(i)}
+		tail.files[id] = &file{position: position{fileID: id, Path: "0.log"}, handle: handle, ended: true, rotated: start.Add(rotated), sibling: fmt.Sprintf("0.log.%d", i)}
+	}
+	tail.close(start.Add(3 * time.Second))
+	if len(tail.files) != 3 {
+		t.Errorf("%d files are open, and the oldest was rotated a moment ago", len(tail.files))
+	}
+	tail.close(start.Add(4 * time.Second))
+	if len(tail.files) != 0 {
+		t.Errorf("%d files are open", len(tail.files))
+	}
+}
