@@ -155,9 +155,9 @@ func waitAny(pids map[int]bool) {
 }
 
 // removeGroups removes the group's folders, deepest first. The kernel lets go
-// of a group a little after its last process is reaped.
+// of a group a little after its last process is reaped, on a busy machine seconds after.
 func removeGroups(ctx context.Context, group string) error {
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(20 * time.Second)
 	for {
 		err := removeGroupsOnce(group)
 		if err == nil || time.Now().After(deadline) || ctx.Err() != nil {
