@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/omnivision/omnivision/fleet"
+	"github.com/omnivision/omnivision/fleet/rollout"
 	"github.com/omnivision/omnivision/localfleet/argocd"
 	"github.com/omnivision/omnivision/localfleet/kubeapi"
 	"github.com/omnivision/omnivision/localfleet/topology"
@@ -279,16 +280,14 @@ func applicationStatus(o *unstructured.Unstructured) ApplicationStatus {
 }
 
 func rolloutStatus(o *unstructured.Unstructured) RolloutStatus {
-	steps := len(slice(o.Object, "spec", "strategy", "canary", "steps"))
+	_, steps := rollout.Steps(o)
 	status := RolloutStatus{
 		Namespace: o.GetNamespace(), Name: o.GetName(), Phase: text(o.Object, "status", "phase"),
 		Step:  fmt.Sprintf("%d/%d", number(o.Object, "status", "currentStepIndex"), steps),
 		Ready: number(o.Object, "status", "readyReplicas"), Replicas: number(o.Object, "status", "replicas"),
-		Message: text(o.Object, "status", "message"),
+		Message: text(o.Object, "status", "message"), Routed: rollout.Routed(o),
 	}
-	_, status.Routed, _ = unstructured.NestedMap(o.Object, "spec", "strategy", "canary", "trafficRouting") //nolint:errcheck // another type reads as nothing
 	stable, current := text(o.Object, "status", "stableRS"), text(o.Object, "status", "currentPodHash")
-	updated := number(o.Object, "status", "updatedReplicas")
 	switch {
 	case stable == current: // nothing is in progress
 		status.Weight, status.EffectiveWeight = 100, 100
@@ -297,8 +296,7 @@ func rolloutStatus(o *unstructured.Unstructured) RolloutStatus {
 		status.Weight = number(o.Object, "status", "canary", "weights", "canary", "weight")
 		status.EffectiveWeight = status.Weight
 	case status.Replicas > 0:
-		status.Weight = stepWeight(o)
-		status.EffectiveWeight = 100 * updated / status.Replicas
+		status.Weight, status.EffectiveWeight = rollout.StepWeight(o), rollout.PodShare(o)
 	}
 	status.canary = current
 	return status
@@ -306,11 +304,8 @@ func rolloutStatus(o *unstructured.Unstructured) RolloutStatus {
 
 // noteWaiting notes why a Pod of a Rollout finds no node, by namespace and pod-template-hash.
 func noteWaiting(pod *unstructured.Unstructured, waiting map[string]string) {
-	hash := pod.GetLabels()["rollouts-pod-template-hash"]
-	for _, condition := range slice(pod.Object, "status", "conditions") {
-		if hash != "" && text(condition, "type") == "PodScheduled" && text(condition, "status") == "False" {
-			waiting[pod.GetNamespace()+"/"+hash] = pod.GetName() + " finds no node: " + text(condition, "message")
-		}
+	if hash, why := rollout.NoNode(pod); hash != "" && why != "" {
+		waiting[pod.GetNamespace()+"/"+hash] = pod.GetName() + " finds no node: " + why
 	}
 }
 
@@ -319,18 +314,6 @@ func (r *RolloutStatus) waits(waiting map[string]string) {
 	if why := waiting[r.Namespace+"/"+r.canary]; r.canary != "" && why != "" {
 		r.Message = strings.TrimPrefix(r.Message+"; "+why, "; ")
 	}
-}
-
-// stepWeight is that of the last step that set one.
-func stepWeight(o *unstructured.Unstructured) int64 {
-	var weight int64
-	current := number(o.Object, "status", "currentStepIndex")
-	for i, step := range slice(o.Object, "spec", "strategy", "canary", "steps") {
-		if w, sets := step["setWeight"].(int64); sets && int64(i) <= current {
-			weight = w
-		}
-	}
-	return weight
 }
 
 // countImages counts containers by image as the Pod names it, without the digest,

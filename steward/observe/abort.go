@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/omnivision/omnivision/fleet"
+	"github.com/omnivision/omnivision/fleet/rollout"
 	"github.com/omnivision/omnivision/steward"
 )
 
@@ -31,7 +32,7 @@ func (s *snapshot) aborts(u *unstructured.Unstructured, of image, r steward.Roll
 		})
 	}
 	for _, run := range s.runsOf(u.GetName(), "") {
-		phase, hash := text(run, "status", "phase"), run.GetLabels()[hashLabel]
+		phase, hash := text(run, "status", "phase"), run.GetLabels()[rollout.HashLabel]
 		if phase != "Failed" && phase != "Error" {
 			continue
 		}
@@ -52,20 +53,20 @@ func (s *snapshot) aborts(u *unstructured.Unstructured, of image, r steward.Roll
 // wasStable reports whether an analysis was of a change around the image that was stable at
 // the time, of a variable for example: what it found says nothing about the image, also when
 // another one has become stable since.
-func (s *snapshot) wasStable(run *unstructured.Unstructured, rollout string, r fleet.Release, of image) bool {
-	for _, arg := range maps(run, "spec", "args") {
+func (s *snapshot) wasStable(run *unstructured.Unstructured, name string, r fleet.Release, of image) bool {
+	for _, arg := range rollout.Objects(run, "spec", "args") {
 		if arg["name"] == "stable-hash" {
-			return s.release(rollout, word(arg["value"]), of) == r
+			return s.release(name, word(arg["value"]), of) == r
 		}
 	}
 	return false
 }
 
 // evidence collects what speaks against a revision.
-func (s *snapshot) evidence(rollout, hash, message string) steward.Evidence {
+func (s *snapshot) evidence(name, hash, message string) steward.Evidence {
 	e := steward.Evidence{Reason: message}
-	if run := s.failedRun(rollout, hash); run != nil { // the newest tells of the abort
-		for _, m := range maps(run, "status", "metricResults") {
+	if run := s.failedRun(name, hash); run != nil { // the newest tells of the abort
+		for _, m := range rollout.Objects(run, "status", "metricResults") {
 			if m["phase"] == "Failed" || m["phase"] == "Error" {
 				e.Metrics = append(e.Metrics, metric(m))
 			}
@@ -75,7 +76,7 @@ func (s *snapshot) evidence(rollout, hash, message string) steward.Evidence {
 		e.Reason = e.Metrics[0].Name + " is " + e.Metrics[0].Phase
 	}
 	for _, pod := range s.pods {
-		if hash != "" && pod.GetLabels()[hashLabel] == hash {
+		if hash != "" && pod.GetLabels()[rollout.HashLabel] == hash {
 			e.Pods = append(e.Pods, podText(pod))
 		}
 	}
@@ -104,12 +105,12 @@ func word(v any) string {
 // podText is a Pod in one line: where it is and what is the matter with it.
 func podText(pod *unstructured.Unstructured) string {
 	line := fmt.Sprintf("%s on %s: %s", pod.GetName(), cmp.Or(text(pod, "spec", "nodeName"), "no node"), text(pod, "status", "phase"))
-	for _, c := range maps(pod, "status", "conditions") {
+	for _, c := range rollout.Objects(pod, "status", "conditions") {
 		if c["type"] == "PodScheduled" && c["status"] == "False" {
 			line += fmt.Sprintf(", %v: %v", c["reason"], c["message"])
 		}
 	}
-	for _, c := range maps(pod, "status", "containerStatuses") {
+	for _, c := range rollout.Objects(pod, "status", "containerStatuses") {
 		for _, state := range []string{"waiting", "terminated"} {
 			if reason, found, _ := unstructured.NestedString(c, "state", state, "reason"); found {
 				line += fmt.Sprintf(", %v %s: %s", c["name"], state, reason)

@@ -10,11 +10,9 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/omnivision/omnivision/fleet"
+	"github.com/omnivision/omnivision/fleet/rollout"
 	"github.com/omnivision/omnivision/steward"
 )
-
-// hashLabel is on ReplicaSets, Pods and AnalysisRuns of one revision of a Rollout.
-const hashLabel = "rollouts-pod-template-hash"
 
 // image is an app's image without tag and digest.
 type image struct{ repository string }
@@ -53,7 +51,10 @@ func (s *snapshot) rollout(u *unstructured.Unstructured, of image) steward.Rollo
 		r.HealthySince = condition(u, "Healthy")
 	}
 	r.Step, r.Steps, r.Weight = progress(u)
-	r.PodShare = podShare(u)
+	r.PodShare = -1
+	if !rollout.Routed(u) {
+		r.PodShare = int(rollout.PodShare(u))
+	}
 	r.Inconclusive = s.inconclusive(u, current)
 	if current != stable {
 		r.Waiting = s.waiting(current)
@@ -65,13 +66,8 @@ func (s *snapshot) rollout(u *unstructured.Unstructured, of image) steward.Rollo
 // waiting says why a Pod of a revision finds no node; empty if none waits for one.
 func (s *snapshot) waiting(hash string) string {
 	for _, pod := range s.pods {
-		if hash == "" || pod.GetLabels()[hashLabel] != hash {
-			continue
-		}
-		for _, c := range maps(pod, "status", "conditions") {
-			if c["type"] == "PodScheduled" && c["status"] == "False" {
-				return word(c["message"])
-			}
+		if of, why := rollout.NoNode(pod); hash != "" && of == hash && why != "" {
+			return why
 		}
 	}
 	return ""
@@ -92,7 +88,7 @@ func when(value string) time.Time {
 
 // condition is since when a condition is true; zero if it is not.
 func condition(u *unstructured.Unstructured, kind string) time.Time {
-	for _, c := range maps(u, "status", "conditions") {
+	for _, c := range rollout.Objects(u, "status", "conditions") {
 		if c["type"] == kind && c["status"] == "True" {
 			since, _ := c["lastTransitionTime"].(string)
 			return when(since)
@@ -101,55 +97,16 @@ func condition(u *unstructured.Unstructured, kind string) time.Time {
 	return time.Time{}
 }
 
-// maps reads a list of objects.
-func maps(u *unstructured.Unstructured, path ...string) []map[string]any {
-	list, _, _ := unstructured.NestedSlice(u.Object, path...)
-	var all []map[string]any
-	for _, item := range list {
-		if m, ok := item.(map[string]any); ok {
-			all = append(all, m)
-		}
-	}
-	return all
-}
-
-// progress is the step that the canary is at, of how many, and its weight: the one of the
-// last setWeight.
+// progress is the step that the canary is at, counted from one, of how many, and its weight.
 func progress(u *unstructured.Unstructured) (step, steps, weight int) {
-	all := maps(u, "spec", "strategy", "canary", "steps")
-	index, found, _ := unstructured.NestedInt64(u.Object, "status", "currentStepIndex")
-	if !found {
-		return 0, len(all), 0
-	}
-	for i, s := range all {
-		if w, ok := s["setWeight"].(int64); ok && int64(i) <= index {
-			weight = int(w)
-		}
-	}
-	if int(index) >= len(all) {
-		weight = 100
-	}
-	return min(int(index)+1, len(all)), len(all), weight
-}
-
-// podShare is the percentage of Pods that are canaries; -1 where a traffic router shifts
-// requests and the number of Pods says nothing.
-func podShare(u *unstructured.Unstructured) int {
-	if _, routed, _ := unstructured.NestedMap(u.Object, "spec", "strategy", "canary", "trafficRouting"); routed {
-		return -1
-	}
-	updated, _, _ := unstructured.NestedInt64(u.Object, "status", "updatedReplicas")
-	all, _, _ := unstructured.NestedInt64(u.Object, "status", "replicas")
-	if all == 0 {
-		return 0
-	}
-	return int(100 * updated / all)
+	current, steps := rollout.Steps(u)
+	return min(current+1, steps), steps, int(rollout.StepWeight(u))
 }
 
 // release is what the ReplicaSet of a revision runs.
-func (s *snapshot) release(rollout, hash string, of image) fleet.Release {
+func (s *snapshot) release(name, hash string, of image) fleet.Release {
 	for _, rs := range s.replicaSets {
-		if hash != "" && rs.GetLabels()[hashLabel] == hash && ownedBy(rs, "Rollout", rollout) {
+		if hash != "" && rs.GetLabels()[rollout.HashLabel] == hash && ownedBy(rs, "Rollout", name) {
 			r, _ := of.in(rs, "spec", "template", "spec", "containers")
 			return r
 		}
@@ -163,7 +120,7 @@ func ownedBy(u *unstructured.Unstructured, kind, name string) bool {
 
 // inconclusive says why an analysis paused the Rollout; empty if none did.
 func (s *snapshot) inconclusive(u *unstructured.Unstructured, hash string) string {
-	paused := slices.ContainsFunc(maps(u, "status", "pauseConditions"), func(c map[string]any) bool {
+	paused := slices.ContainsFunc(rollout.Objects(u, "status", "pauseConditions"), func(c map[string]any) bool {
 		return c["reason"] == "InconclusiveAnalysisRun"
 	})
 	if !paused {
@@ -174,7 +131,7 @@ func (s *snapshot) inconclusive(u *unstructured.Unstructured, hash string) strin
 		if text(run, "status", "phase") != "Inconclusive" {
 			continue
 		}
-		for _, m := range maps(run, "status", "metricResults") {
+		for _, m := range rollout.Objects(run, "status", "metricResults") {
 			if m["phase"] == "Inconclusive" {
 				reasons = append(reasons, fmt.Sprint(m["name"]))
 			}
@@ -186,10 +143,10 @@ func (s *snapshot) inconclusive(u *unstructured.Unstructured, hash string) strin
 
 // runsOf lists a revision's AnalysisRuns, the newest first; of every revision if hash is
 // empty.
-func (s *snapshot) runsOf(rollout, hash string) []*unstructured.Unstructured {
+func (s *snapshot) runsOf(name, hash string) []*unstructured.Unstructured {
 	var runs []*unstructured.Unstructured
 	for _, run := range s.runs {
-		if ownedBy(run, "Rollout", rollout) && (hash == "" || run.GetLabels()[hashLabel] == hash) {
+		if ownedBy(run, "Rollout", name) && (hash == "" || run.GetLabels()[rollout.HashLabel] == hash) {
 			runs = append(runs, run)
 		}
 	}
@@ -208,7 +165,7 @@ func (s *snapshot) trouble() string {
 		if app.GetName() != fleet.PlatformApplication {
 			continue
 		}
-		for _, c := range maps(app, "status", "conditions") {
+		for _, c := range rollout.Objects(app, "status", "conditions") {
 			if kind, _ := c["type"].(string); strings.HasSuffix(kind, "Error") {
 				return fmt.Sprintf("%s: %v", kind, c["message"])
 			}

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/omnivision/omnivision/fleet"
+	"github.com/omnivision/omnivision/fleet/rollout"
 	"github.com/omnivision/omnivision/forge"
 	"github.com/omnivision/omnivision/steward"
 )
@@ -33,16 +34,16 @@ type testimony struct {
 }
 
 // hear adds to the aborts that Git has not answered what Prometheus and the logs tell.
-func (c *Cluster) hear(ctx context.Context, s *snapshot, g steward.Git, app fleet.App, rollout *unstructured.Unstructured, aborts []steward.Abort) {
+func (c *Cluster) hear(ctx context.Context, s *snapshot, g steward.Git, app fleet.App, of *unstructured.Unstructured, aborts []steward.Abort) {
 	heard := map[string]testimony{}
-	defer func() { c.testimonies[rollout.GetName()] = heard }() // and forget the others
+	defer func() { c.testimonies[of.GetName()] = heard }() // and forget the others
 	for i, abort := range aborts {
-		said, ok := c.testimonies[rollout.GetName()][abort.Revision]
+		said, ok := c.testimonies[of.GetName()][abort.Revision]
 		if !ok {
 			if abort.Revision == "" || c.answered(g, app, abort) {
 				continue
 			}
-			said = c.ask(ctx, s, rollout, abort)
+			said = c.ask(ctx, s, of, abort)
 			if ctx.Err() != nil {
 				return // it was asked to end, and heard only half
 			}
@@ -67,18 +68,18 @@ func (c *Cluster) answered(g steward.Git, app fleet.App, abort steward.Abort) bo
 	})
 }
 
-func (c *Cluster) ask(ctx context.Context, s *snapshot, rollout *unstructured.Unstructured, abort steward.Abort) testimony {
+func (c *Cluster) ask(ctx context.Context, s *snapshot, of *unstructured.Unstructured, abort steward.Abort) testimony {
 	var said testimony
 	var both sync.WaitGroup
-	both.Go(func() { said.windows = c.windows(ctx, s, rollout, abort) })
-	both.Go(func() { said.logs = c.options.Logs.of(ctx, s.canary(rollout, abort)) })
+	both.Go(func() { said.windows = c.windows(ctx, s, of, abort) })
+	both.Go(func() { said.logs = c.options.Logs.of(ctx, s.canary(of, abort)) })
 	both.Wait()
 	return said
 }
 
 // windows asks how each number that the analysis failed on went.
-func (c *Cluster) windows(ctx context.Context, s *snapshot, rollout *unstructured.Unstructured, abort steward.Abort) map[string]steward.Window {
-	run := s.failedRun(rollout.GetName(), abort.Revision)
+func (c *Cluster) windows(ctx context.Context, s *snapshot, of *unstructured.Unstructured, abort steward.Abort) map[string]steward.Window {
+	run := s.failedRun(of.GetName(), abort.Revision)
 	if run == nil || c.options.Prometheus == "" {
 		return nil
 	}
@@ -109,8 +110,8 @@ func (c *Cluster) window(ctx context.Context, query string, begun, at time.Time)
 }
 
 // failedRun is the newest failed AnalysisRun of a revision.
-func (s *snapshot) failedRun(rollout, hash string) *unstructured.Unstructured {
-	for _, run := range s.runsOf(rollout, hash) {
+func (s *snapshot) failedRun(name, hash string) *unstructured.Unstructured {
+	for _, run := range s.runsOf(name, hash) {
 		if phase := text(run, "status", "phase"); phase == "Failed" || phase == "Error" {
 			return run
 		}
@@ -124,12 +125,12 @@ var argument = regexp.MustCompile(`\{\{\s*args\.([A-Za-z0-9_-]+)\s*\}\}`)
 // if it asked somebody else, or an argument is not told (of a Secret).
 func queryOf(run *unstructured.Unstructured, name string) string {
 	args := map[string]string{}
-	for _, a := range maps(run, "spec", "args") {
+	for _, a := range rollout.Objects(run, "spec", "args") {
 		if v, ok := a["value"].(string); ok {
 			args[word(a["name"])] = v
 		}
 	}
-	for _, m := range maps(run, "spec", "metrics") {
+	for _, m := range rollout.Objects(run, "spec", "metrics") {
 		if word(m["name"]) != name {
 			continue
 		}
@@ -155,18 +156,18 @@ type canary struct {
 	from, to          time.Time
 }
 
-func (s *snapshot) canary(rollout *unstructured.Unstructured, abort steward.Abort) canary {
+func (s *snapshot) canary(of *unstructured.Unstructured, abort steward.Abort) canary {
 	const longest, after = time.Hour, time.Minute
 	at := abort.At
 	if at.IsZero() {
 		at = time.Now()
 	}
-	c := canary{namespace: rollout.GetNamespace(), prefix: rollout.GetName() + "-" + abort.Revision + "-", from: at.Add(-longest), to: at.Add(after)}
-	for _, container := range maps(rollout, "spec", "template", "spec", "containers") {
+	c := canary{namespace: of.GetNamespace(), prefix: of.GetName() + "-" + abort.Revision + "-", from: at.Add(-longest), to: at.Add(after)}
+	for _, container := range rollout.Objects(of, "spec", "template", "spec", "containers") {
 		c.containers = append(c.containers, word(container["name"]))
 	}
 	for _, pod := range s.pods {
-		if pod.GetLabels()[hashLabel] == abort.Revision && strings.HasPrefix(pod.GetName(), c.prefix) {
+		if pod.GetLabels()[rollout.HashLabel] == abort.Revision && strings.HasPrefix(pod.GetName(), c.prefix) {
 			c.pods = append(c.pods, pod)
 		}
 	}
