@@ -84,12 +84,17 @@ func (t *tailer) refresh(now time.Time) error {
 		if excluded, _ := filepath.Match(t.config.Tail.Exclude, path); excluded {
 			continue
 		}
-		id, err := t.follow(path)
-		if err == nil {
-			owners[path] = id
-		} else if !errors.Is(err, os.ErrNotExist) {
-			problems = append(problems, err)
+		open := len(t.files)
+		id, err := t.open(path, path)
+		if err != nil {
+			problems = append(problems, unlessGone(err))
+			continue
 		}
+		owners[path] = id
+		if len(t.files) > open || t.hasRotated(path, id) {
+			problems = append(problems, t.openLeftBehind(path, id))
+		}
+		t.known[path] = true
 	}
 	for id, f := range t.files {
 		if owners[f.Path] == id {
@@ -101,28 +106,28 @@ func (t *tailer) refresh(now time.Time) error {
 	return errors.Join(problems...)
 }
 
-// follow opens the file that has a path now, unless it is open, and those that had it since it was looked at last. What
-// has the path now is opened first: a rotation after that leaves behind a file that is known. As long as files are open
-// that were rotated away it looks again, since a folder that is listed while names change in it may not show them all.
-func (t *tailer) follow(path string) (fileID, error) {
-	open := len(t.files)
-	id, err := t.open(path, path)
-	if err != nil {
-		return id, err
+// unlessGone is nil for an error that says that a file is not there: names change while they are looked at.
+func unlessGone(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
 	}
+	return err
+}
+
+// openLeftBehind opens the files that had a path before the newest. The newest is opened first: a rotation after that leaves
+// behind a file that is known. As long as such files are open it is done again, since a folder that is listed while names
+// change in it may not show them all.
+func (t *tailer) openLeftBehind(path string, newest fileID) error {
 	var problems []error
-	if len(t.files) > open || t.hasRotated(path, id) {
-		for _, sibling := range t.leftBehind(path, id) {
-			id, err := t.open(sibling, path)
-			if err == nil {
-				t.files[id].sibling = sibling
-			} else if !errors.Is(err, os.ErrNotExist) {
-				problems = append(problems, err)
-			}
+	for _, sibling := range t.leftBehind(path, newest) {
+		id, err := t.open(sibling, path)
+		if err != nil {
+			problems = append(problems, unlessGone(err))
+			continue
 		}
+		t.files[id].sibling = sibling
 	}
-	t.known[path] = true
-	return id, errors.Join(problems...)
+	return errors.Join(problems...)
 }
 
 // hasRotated reports whether a file is open that had the path before the newest.

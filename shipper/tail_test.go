@@ -93,3 +93,41 @@ func TestFilesAreLetGoOfInTheirOrder(t *testing.T) {
 		t.Errorf("%d files are open", len(tail.files))
 	}
 }
+
+// A rotated file that cannot be looked at is a problem, and says nothing of who has the path: the file that has it stays
+// open, and nothing of it is read again.
+func TestAnUnreadableRotatedFileDoesNotTouchTheNewest(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "0.log")
+	config := &Config{}
+	config.Tail.Path, config.Tail.FromHead, config.Tail.BufferMax, config.Tail.RotateWait = path, true, 1<<20, time.Second
+	if err := os.WriteFile(path+".1", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(path+".2", path+".2"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte("2026-11-27T02:00:00Z stdout F once\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tail := newTailer(config, nil, newMetrics())
+	defer tail.closeAll()
+	seen := 0
+	emit := func(*file, string, entry) { seen++ }
+	start := time.Now()
+	for second := range 5 {
+		now := start.Add(time.Duration(second) * time.Second)
+		if err := tail.refresh(now); second == 0 && err == nil {
+			t.Error("a link to itself is no problem")
+		}
+		for range 2 {
+			if _, err := tail.read(now, emit); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	tail.finish(start, emit)
+	if seen != 1 {
+		t.Errorf("the line was read %d times", seen)
+	}
+}
