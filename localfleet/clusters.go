@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/omnivision/omnivision/fleet"
+	"github.com/omnivision/omnivision/internal/fields"
 	"github.com/omnivision/omnivision/localfleet/argocd"
 	"github.com/omnivision/omnivision/localfleet/ca"
 	"github.com/omnivision/omnivision/localfleet/controlplane"
@@ -342,7 +343,7 @@ func available(o *unstructured.Unstructured) error {
 		return nil
 	}
 	reasons := []string{"no Pod is available"}
-	for _, condition := range slice(o.Object, "status", "conditions") {
+	for _, condition := range fields.Objects(o.Object, "status", "conditions") {
 		if text(condition, "status") != "True" {
 			reasons = append(reasons, text(condition, "message"))
 		}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/omnivision/omnivision/internal/fields"
 	"github.com/omnivision/omnivision/localfleet/gpu"
 	"github.com/omnivision/omnivision/localfleet/kubeapi"
 	"github.com/omnivision/omnivision/localfleet/netns"
@@ -143,7 +144,7 @@ func (f *Fleet) addedSubstitute(ctx context.Context, api *kubeapi.Client, cluste
 	if len(found.Items) == 0 {
 		return nil, fmt.Errorf("%s simulates no GPUs yet: run 'omnivision up'", clusterName)
 	}
-	containers := slice(found.Items[0].Object, "spec", "template", "spec", "containers")
+	containers := fields.Objects(found.Items[0].Object, "spec", "template", "spec", "containers")
 	if len(containers) == 0 {
 		return nil, fmt.Errorf("%s: DaemonSet %s has no container", clusterName, found.Items[0].GetName())
 	}

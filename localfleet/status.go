@@ -14,6 +14,7 @@ import (
 
 	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/fleet/rollout"
+	"github.com/omnivision/omnivision/internal/fields"
 	"github.com/omnivision/omnivision/localfleet/argocd"
 	"github.com/omnivision/omnivision/localfleet/kubeapi"
 	"github.com/omnivision/omnivision/localfleet/topology"
@@ -218,28 +219,17 @@ func number(o map[string]any, path ...string) int64 {
 	return value
 }
 
-func slice(o map[string]any, path ...string) []map[string]any {
-	values, _, _ := unstructured.NestedSlice(o, path...) //nolint:errcheck // another type reads as nothing
-	var maps []map[string]any
-	for _, value := range values {
-		if m, ok := value.(map[string]any); ok {
-			maps = append(maps, m)
-		}
-	}
-	return maps
-}
-
 func nodeStatus(o *unstructured.Unstructured) NodeStatus {
 	status := NodeStatus{
 		Name: o.GetName(), Zone: o.GetLabels()["topology.kubernetes.io/zone"],
 		GPUs: text(o.Object, "status", "allocatable", "nvidia.com/gpu"),
 	}
-	for _, condition := range slice(o.Object, "status", "conditions") {
+	for _, condition := range fields.Objects(o.Object, "status", "conditions") {
 		if text(condition, "type") == "Ready" {
 			status.Ready = text(condition, "status") == "True"
 		}
 	}
-	for _, taint := range slice(o.Object, "spec", "taints") {
+	for _, taint := range fields.Objects(o.Object, "spec", "taints") {
 		status.Taint = text(taint, "key") + ":" + text(taint, "effect")
 	}
 	return status
@@ -258,7 +248,7 @@ func applicationStatus(o *unstructured.Unstructured) ApplicationStatus {
 		return status
 	}
 	var reasons []string
-	for _, condition := range slice(o.Object, "status", "conditions") {
+	for _, condition := range fields.Objects(o.Object, "status", "conditions") {
 		reasons = append(reasons, text(condition, "type")+": "+text(condition, "message"))
 	}
 	if message := text(o.Object, "status", "health", "message"); message != "" {
@@ -267,7 +257,7 @@ func applicationStatus(o *unstructured.Unstructured) ApplicationStatus {
 	if phase := text(o.Object, "status", "operationState", "phase"); phase != "Succeeded" && phase != "" {
 		reasons = append(reasons, text(o.Object, "status", "operationState", "message"))
 	}
-	for _, resource := range slice(o.Object, "status", "resources") {
+	for _, resource := range fields.Objects(o.Object, "status", "resources") {
 		if health := text(resource, "health", "status"); health != "" && health != "Healthy" {
 			reasons = append(reasons, strings.TrimSpace(fmt.Sprintf("%s %s is %s: %s",
 				text(resource, "kind"), text(resource, "name"), health, text(resource, "health", "message"))))
@@ -321,10 +311,10 @@ func (r *RolloutStatus) waits(waiting map[string]string) {
 func countImages(pod *unstructured.Unstructured, images map[ImageStatus]int) {
 	for _, list := range []string{"initContainer", "container"} {
 		named := map[string]string{}
-		for _, container := range slice(pod.Object, "spec", list+"s") {
+		for _, container := range fields.Objects(pod.Object, "spec", list+"s") {
 			named[text(container, "name")], _, _ = strings.Cut(text(container, "image"), "@")
 		}
-		for _, container := range slice(pod.Object, "status", list+"Statuses") {
+		for _, container := range fields.Objects(pod.Object, "status", list+"Statuses") {
 			_, digest, _ := strings.Cut(text(container, "imageID"), "@")
 			images[ImageStatus{Image: named[text(container, "name")], Digest: digest}]++
 		}

@@ -5,22 +5,12 @@ package rollout
 
 import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/omnivision/omnivision/internal/fields"
 )
 
 // HashLabel is on ReplicaSets, Pods and AnalysisRuns of one revision of a Rollout.
 const HashLabel = "rollouts-pod-template-hash"
-
-// Objects reads a list of objects.
-func Objects(u *unstructured.Unstructured, path ...string) []map[string]any {
-	list, _, _ := unstructured.NestedSlice(u.Object, path...)
-	var all []map[string]any
-	for _, item := range list {
-		if m, ok := item.(map[string]any); ok {
-			all = append(all, m)
-		}
-	}
-	return all
-}
 
 // Routed reports whether a traffic router shifts requests, so that the number of Pods says nothing of a weight.
 func Routed(u *unstructured.Unstructured) bool {
@@ -35,7 +25,7 @@ func Steps(u *unstructured.Unstructured) (current, all int) {
 	if !found {
 		index = -1
 	}
-	return int(index), len(Objects(u, "spec", "strategy", "canary", "steps"))
+	return int(index), len(fields.Objects(u.Object, "spec", "strategy", "canary", "steps"))
 }
 
 // StepWeight is the percentage that the last step with a weight has set; 100 when all steps are done.
@@ -44,7 +34,7 @@ func StepWeight(u *unstructured.Unstructured) (weight int64) {
 	if current >= all {
 		return 100
 	}
-	for i, step := range Objects(u, "spec", "strategy", "canary", "steps") {
+	for i, step := range fields.Objects(u.Object, "spec", "strategy", "canary", "steps") {
 		if w, sets := step["setWeight"].(int64); sets && i <= current {
 			weight = w
 		}
@@ -65,7 +55,7 @@ func PodShare(u *unstructured.Unstructured) int64 {
 // NoNode says of which revision a Pod is and why it finds no node, in the scheduler's words; empty if it has one or is of
 // no Rollout (P15).
 func NoNode(pod *unstructured.Unstructured) (hash, why string) {
-	for _, c := range Objects(pod, "status", "conditions") {
+	for _, c := range fields.Objects(pod.Object, "status", "conditions") {
 		if c["type"] == "PodScheduled" && c["status"] == "False" {
 			why, _ = c["message"].(string)
 			return pod.GetLabels()[HashLabel], why

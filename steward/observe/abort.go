@@ -10,6 +10,7 @@ import (
 
 	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/fleet/rollout"
+	"github.com/omnivision/omnivision/internal/fields"
 	"github.com/omnivision/omnivision/steward"
 )
 
@@ -54,7 +55,7 @@ func (s *snapshot) aborts(u *unstructured.Unstructured, of image, r steward.Roll
 // the time, of a variable for example: what it found says nothing about the image, also when
 // another one has become stable since.
 func (s *snapshot) wasStable(run *unstructured.Unstructured, name string, r fleet.Release, of image) bool {
-	for _, arg := range rollout.Objects(run, "spec", "args") {
+	for _, arg := range fields.Objects(run.Object, "spec", "args") {
 		if arg["name"] == "stable-hash" {
 			return s.release(name, word(arg["value"]), of) == r
 		}
@@ -66,7 +67,7 @@ func (s *snapshot) wasStable(run *unstructured.Unstructured, name string, r flee
 func (s *snapshot) evidence(name, hash, message string) steward.Evidence {
 	e := steward.Evidence{Reason: message}
 	if run := s.failedRun(name, hash); run != nil { // the newest tells of the abort
-		for _, m := range rollout.Objects(run, "status", "metricResults") {
+		for _, m := range fields.Objects(run.Object, "status", "metricResults") {
 			if m["phase"] == "Failed" || m["phase"] == "Error" {
 				e.Metrics = append(e.Metrics, metric(m))
 			}
@@ -105,12 +106,12 @@ func word(v any) string {
 // podText is a Pod in one line: where it is and what is the matter with it.
 func podText(pod *unstructured.Unstructured) string {
 	line := fmt.Sprintf("%s on %s: %s", pod.GetName(), cmp.Or(text(pod, "spec", "nodeName"), "no node"), text(pod, "status", "phase"))
-	for _, c := range rollout.Objects(pod, "status", "conditions") {
+	for _, c := range fields.Objects(pod.Object, "status", "conditions") {
 		if c["type"] == "PodScheduled" && c["status"] == "False" {
 			line += fmt.Sprintf(", %v: %v", c["reason"], c["message"])
 		}
 	}
-	for _, c := range rollout.Objects(pod, "status", "containerStatuses") {
+	for _, c := range fields.Objects(pod.Object, "status", "containerStatuses") {
 		for _, state := range []string{"waiting", "terminated"} {
 			if reason, found, _ := unstructured.NestedString(c, "state", state, "reason"); found {
 				line += fmt.Sprintf(", %v %s: %s", c["name"], state, reason)

@@ -15,8 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/omnivision/omnivision/fleet/rollout"
 	"github.com/omnivision/omnivision/forge"
+	"github.com/omnivision/omnivision/internal/fields"
 	"github.com/omnivision/omnivision/steward"
 )
 
@@ -131,7 +131,7 @@ func (c *Cluster) resume(ctx context.Context, a steward.Resume) error {
 
 // pausedAt is the index of the step that a Rollout is at, if that is a pause.
 func pausedAt(u *unstructured.Unstructured) (int64, bool) {
-	steps := rollout.Objects(u, "spec", "strategy", "canary", "steps")
+	steps := fields.Objects(u.Object, "spec", "strategy", "canary", "steps")
 	index, found, _ := unstructured.NestedInt64(u.Object, "status", "currentStepIndex")
 	if !found || index < 0 || index >= int64(len(steps)) {
 		return 0, false

@@ -17,7 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	typed "k8s.io/client-go/kubernetes/typed/core/v1"
 
-	"github.com/omnivision/omnivision/fleet/rollout"
+	"github.com/omnivision/omnivision/internal/fields"
 	"github.com/omnivision/omnivision/logs/loki"
 	"github.com/omnivision/omnivision/logs/redact"
 	"github.com/omnivision/omnivision/steward"
@@ -149,7 +149,7 @@ func stamped(r io.Reader, pod, container string) ([]steward.LogLine, error) {
 }
 
 func restarts(pod *unstructured.Unstructured, container string) int64 {
-	for _, c := range rollout.Objects(pod, "status", "containerStatuses") {
+	for _, c := range fields.Objects(pod.Object, "status", "containerStatuses") {
 		if c["name"] == container {
 			n, _ := c["restartCount"].(int64)
 			return n

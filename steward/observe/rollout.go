@@ -11,6 +11,7 @@ import (
 
 	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/fleet/rollout"
+	"github.com/omnivision/omnivision/internal/fields"
 	"github.com/omnivision/omnivision/steward"
 )
 
@@ -88,7 +89,7 @@ func when(value string) time.Time {
 
 // condition is since when a condition is true; zero if it is not.
 func condition(u *unstructured.Unstructured, kind string) time.Time {
-	for _, c := range rollout.Objects(u, "status", "conditions") {
+	for _, c := range fields.Objects(u.Object, "status", "conditions") {
 		if c["type"] == kind && c["status"] == "True" {
 			since, _ := c["lastTransitionTime"].(string)
 			return when(since)
@@ -120,7 +121,7 @@ func ownedBy(u *unstructured.Unstructured, kind, name string) bool {
 
 // inconclusive says why an analysis paused the Rollout; empty if none did.
 func (s *snapshot) inconclusive(u *unstructured.Unstructured, hash string) string {
-	paused := slices.ContainsFunc(rollout.Objects(u, "status", "pauseConditions"), func(c map[string]any) bool {
+	paused := slices.ContainsFunc(fields.Objects(u.Object, "status", "pauseConditions"), func(c map[string]any) bool {
 		return c["reason"] == "InconclusiveAnalysisRun"
 	})
 	if !paused {
@@ -131,7 +132,7 @@ func (s *snapshot) inconclusive(u *unstructured.Unstructured, hash string) strin
 		if text(run, "status", "phase") != "Inconclusive" {
 			continue
 		}
-		for _, m := range rollout.Objects(run, "status", "metricResults") {
+		for _, m := range fields.Objects(run.Object, "status", "metricResults") {
 			if m["phase"] == "Inconclusive" {
 				reasons = append(reasons, fmt.Sprint(m["name"]))
 			}
@@ -165,7 +166,7 @@ func (s *snapshot) trouble() string {
 		if app.GetName() != fleet.PlatformApplication {
 			continue
 		}
-		for _, c := range rollout.Objects(app, "status", "conditions") {
+		for _, c := range fields.Objects(app.Object, "status", "conditions") {
 			if kind, _ := c["type"].(string); strings.HasSuffix(kind, "Error") {
 				return fmt.Sprintf("%s: %v", kind, c["message"])
 			}

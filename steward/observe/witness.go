@@ -15,6 +15,7 @@ import (
 	"github.com/omnivision/omnivision/fleet"
 	"github.com/omnivision/omnivision/fleet/rollout"
 	"github.com/omnivision/omnivision/forge"
+	"github.com/omnivision/omnivision/internal/fields"
 	"github.com/omnivision/omnivision/steward"
 )
 
@@ -125,12 +126,12 @@ var argument = regexp.MustCompile(`\{\{\s*args\.([A-Za-z0-9_-]+)\s*\}\}`)
 // if it asked somebody else, or an argument is not told (of a Secret).
 func queryOf(run *unstructured.Unstructured, name string) string {
 	args := map[string]string{}
-	for _, a := range rollout.Objects(run, "spec", "args") {
+	for _, a := range fields.Objects(run.Object, "spec", "args") {
 		if v, ok := a["value"].(string); ok {
 			args[word(a["name"])] = v
 		}
 	}
-	for _, m := range rollout.Objects(run, "spec", "metrics") {
+	for _, m := range fields.Objects(run.Object, "spec", "metrics") {
 		if word(m["name"]) != name {
 			continue
 		}
@@ -163,7 +164,7 @@ func (s *snapshot) canary(of *unstructured.Unstructured, abort steward.Abort) ca
 		at = time.Now()
 	}
 	c := canary{namespace: of.GetNamespace(), prefix: of.GetName() + "-" + abort.Revision + "-", from: at.Add(-longest), to: at.Add(after)}
-	for _, container := range rollout.Objects(of, "spec", "template", "spec", "containers") {
+	for _, container := range fields.Objects(of.Object, "spec", "template", "spec", "containers") {
 		c.containers = append(c.containers, word(container["name"]))
 	}
 	for _, pod := range s.pods {
