@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"strconv"
 	"testing"
 )
 
@@ -23,7 +22,7 @@ const (
 // Address is one of 127.0.0.1 on which nobody listens. It is the test's until it ends.
 func Address(t testing.TB) string {
 	t.Helper()
-	return net.JoinHostPort("127.0.0.1", strconv.Itoa(int(Port(t))))
+	return fmt.Sprintf("127.0.0.1:%d", Port(t))
 }
 
 // Port is that of an Address.

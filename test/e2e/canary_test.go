@@ -235,11 +235,13 @@ func askAllTheTime(t *testing.T) (stop func() served) {
 			<-tick.C
 		}
 	})
-	return func() served {
+	stop = func() served {
 		cancel()
 		asking.Wait()
 		return s
 	}
+	t.Cleanup(func() { stop() }) // nothing is logged of a part that has ended
+	return stop
 }
 
 // exporterDown stops the program that reports the canary's GPUs: the analysis must tell that it

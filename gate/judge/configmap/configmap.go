@@ -67,7 +67,7 @@ func (s Store) read(object *corev1.ConfigMap) ([]judge.Admission, error) {
 }
 
 // turns is how a replica waits for its own: every process of every replica writes here, at the same
-// moment when one release comes to all of them. Half a minute of conflicts is more than that takes.
+// moment when one release comes to all of them. The 8 to 16 s that these are together are more than that takes.
 var turns = wait.Backoff{Steps: 14, Duration: 20 * time.Millisecond, Factor: 1.5, Jitter: 1}
 
 // Save implements judge.Store. Another replica's writes are kept: whoever comes second
